@@ -1,0 +1,168 @@
+"""Backward of the two layers: three gradients, on every rank; who gets none; and what a second backward adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from spec.case import Case
+from spec.clauses.compare import (
+    compare,
+    differentiates,
+    expected_gradients,
+    expected_local,
+    gradient_placement,
+    has_values,
+    judged,
+    same_bits,
+    steps,
+)
+from spec.contract import runs_backward
+from spec.observation import Observation
+from spec.placements import Replicated
+from spec.register import Applies, Violation, clause
+from spec.truth import Truth
+
+
+def _wants(layer: str, name: str, parallel: bool | None = None) -> Applies:
+    return lambda case: (
+        case.layer == layer
+        and differentiates(case)
+        and name in expected_gradients(case)
+        and (parallel is None or case.input_is_parallel == parallel)
+    )
+
+
+def _gradient(case: Case, truth: Truth, seen: Sequence[Observation], name: str) -> Iterator[Violation]:
+    placement = gradient_placement(case, name)
+    for rank, step, run in steps(case, seen):
+        expected = expected_local(case, placement, truth.runs[run].gradients[name], rank)
+        yield from compare(rank, step, f"gradient of {name}", step.gradients.get(name), expected)
+
+
+def _enter(name: str, of: str, title: str, text: str, applies: Applies, origin: str) -> None:
+    def check(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+        yield from _gradient(case, truth, seen, of)
+
+    clause(name, title, text, applies, origin=origin)(check)
+
+
+_enter(
+    "column.backward.input-grad-reduced",
+    "x",
+    "Column: the input's gradient is summed over ranks",
+    """dX = sum_r G_r W_r, replicated: every rank's term enters once, and every rank holds the sum. With gather_output
+    each rank's G_r is its slice of the replicated upstream gradient.""",
+    _wants("column", "x"),
+    "property G1; bugs B019 to B025; mutants M07, M08, M09, M14, M69",
+)
+_enter(
+    "row.backward.input-grad",
+    "x",
+    "Row: the input's gradient is this rank's slice",
+    "dX_r = G W_r, sharded as the input, every element right on every rank, without a collective.",
+    _wants("row", "x", parallel=True),
+    "property G1; bug B017; mutants M11, M12",
+)
+_enter(
+    "row.backward.input-grad-gathered",
+    "x",
+    "Row, replicated input: the gradient is gathered",
+    "With input_is_parallel=False the input is replicated, and so is its gradient: G W, whole on every rank.",
+    _wants("row", "x", parallel=False),
+    "property G1; NVIDIA/Megatron-LM#1635",
+)
+for _layer, _formula, _origin in (
+    ("column", "dW_r = G_r^T X over the flattened batch: rank r's rows, whole.", "bugs B029, B030; mutants M15, M25"),
+    ("row", "dW_r = G^T X_r over the flattened batch: rank r's columns, whole.", "bugs B029, B110; mutant M11"),
+):
+    _enter(
+        f"{_layer}.backward.weight-grad",
+        "weight",
+        f"{_layer.capitalize()}: the weight's gradient",
+        _formula,
+        _wants(_layer, "weight"),
+        f"property G2; {_origin}",
+    )
+_enter(
+    "column.backward.bias-grad",
+    "bias",
+    "Column: the bias gradient is this rank's slice",
+    "db_r = the sum of G_r over the flattened batch.",
+    _wants("column", "bias"),
+    "property G3",
+)
+_enter(
+    "row.backward.bias-grad",
+    "bias",
+    "Row: the bias gradient is whole and equal on every rank",
+    "db = the sum of G over the flattened batch, on every rank: neither divided nor multiplied by P.",
+    _wants("row", "bias"),
+    "property G3; bugs B006, B007, B008; mutants M02, M03, M06",
+)
+
+
+@clause(
+    "backward.replicas",
+    "Replicated gradients are bit for bit the same",
+    "A gradient of a replicated value has the same bits on every rank.",
+    lambda case: case.P > 1 and has_values(case) and runs_backward(case),
+    origin="properties F2, G1; bug B123",
+)
+def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for name in expected_gradients(case):
+        if not isinstance(gradient_placement(case, name), Replicated):
+            continue
+        for step, _ in judged(case):
+            first = seen[0].steps[step].gradients.get(name)
+            for observation in seen[1:]:
+                if not same_bits(observation.steps[step].gradients.get(name), first):
+                    yield Violation(observation.rank, step, f"the bits of {name}'s gradient are not those of rank 0")
+
+
+@clause(
+    "backward.dtype",
+    "A gradient has its tensor's dtype",
+    "Every gradient has the dtype of the tensor that it belongs to, also under autocast.",
+    lambda case: has_values(case) and runs_backward(case),
+    origin="property X1",
+)
+def gradient_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for rank, step, _ in steps(case, seen):
+        for name, array in step.gradients.items():
+            if array is not None and array.dtype != case.dtype:
+                yield Violation(rank, step.name, f"gradient of {name} has the wrong dtype", case.dtype, array.dtype)
+
+
+@clause(
+    "backward.frozen",
+    "What is frozen gets no gradient",
+    "A weight, bias or input that requires no gradient gets none; the others' gradients are right all the same.",
+    lambda case: has_values(case) and case.linear and (bool(case.frozen) or not runs_backward(case)),
+    origin="property G6; bugs B031, B032; mutant M69",
+)
+def frozen(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    wanted = expected_gradients(case)
+    for rank, step, _ in steps(case, seen):
+        for name, array in step.gradients.items():
+            if array is not None and name not in wanted:
+                yield Violation(rank, step.name, f"{name} has a gradient", "None", str(array))
+
+
+@clause(
+    "backward.accumulate",
+    "Two backwards accumulate",
+    """After a second forward and backward, on other data, every parameter's gradient is the sum of both; the inputs'
+    gradients are each their own.""",
+    lambda case: case.procedure == "accumulate" and differentiates(case),
+    origin="property G5; bug B020",
+)
+def accumulate(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    one, two = truth.runs
+    for observation in seen:
+        step = observation.steps["second"]
+        for name in expected_gradients(case):
+            whole = two.gradients[name] if name == "x" else one.gradients[name] + two.gradients[name]
+            expected = expected_local(case, gradient_placement(case, name), whole, observation.rank)
+            yield from compare(
+                observation.rank, step, f"gradient of {name} after two backwards", step.gradients.get(name), expected
+            )

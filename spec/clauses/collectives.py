@@ -1,0 +1,121 @@
+"""Collectives: the right group, the right dtype, and no more of them than the contract's table allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from spec.case import Case
+from spec.clauses.compare import has_values
+from spec.contract import Budget, agreement, runs_backward
+from spec.observation import Collective, Observation
+from spec.register import Violation, clause
+from spec.truth import Truth
+
+# Kinds that copy data without computing may travel in another dtype (bytes); a reduction may not.
+_REDUCING = ("all-reduce", "reduce-scatter")
+# Recomputing a forward repeats its collectives.
+_SECOND_COUNTS = (
+    "twice",
+    "delay",
+    "accumulate",
+    "deepcopy",
+    "pickle",
+    "functional-call",
+    "compile",
+    "compile-inductor",
+)
+
+
+def _communicates(case: Case) -> bool:
+    return case.P > 1 and has_values(case)
+
+
+def _logs(case: Case, seen: Sequence[Observation]) -> Iterator[tuple[int, str, tuple[Collective, ...]]]:
+    names = ("first", "second") if case.procedure in _SECOND_COUNTS else ("first",)
+    for observation in seen:
+        for name in names:
+            step = observation.steps.get(name)
+            if step is not None and step.collectives is not None:
+                yield observation.rank, name, step.collectives
+
+
+def _budget(case: Case, seen: Sequence[Observation], phase: str, planned: tuple[Budget, ...]) -> Iterator[Violation]:
+    wanted = [str(entry) for entry in planned]
+    for rank, name, log in _logs(case, seen):
+        got = [f"{entry.kind} {entry.bytes} B" for entry in log if entry.phase == phase]
+        if got != wanted:
+            yield Violation(
+                rank,
+                name,
+                f"the collectives of the {phase} are others",
+                "; ".join(wanted) or "none",
+                "; ".join(got) or "none",
+            )
+
+
+@clause(
+    "collectives.group",
+    "Collectives run on the given group",
+    "Every collective runs on the tensor-parallel group that the layer was given: not the world, not another group.",
+    _communicates,
+    origin="property H4; bugs B138, B139; mutants M26, M27",
+)
+def group(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        mine = next((ranks for ranks in case.group_ranks if observation.steps and _is_mine(observation, ranks)), None)
+        for name, step in observation.steps.items():
+            for entry in step.collectives or ():
+                if entry.ranks is not None and mine is not None and tuple(sorted(entry.ranks)) != mine:
+                    yield Violation(
+                        observation.rank,
+                        name,
+                        f"{entry} ran on another group",
+                        f"ranks {list(mine)}",
+                        f"ranks {list(entry.ranks)}",
+                    )
+
+
+def _is_mine(observation: Observation, ranks: tuple[int, ...]) -> bool:
+    return next(iter(observation.steps.values())).facts.get("global_rank") in ranks
+
+
+@clause(
+    "collectives.dtype",
+    "Reductions run in the computation's dtype",
+    "A reduction runs in the dtype of the tensor that it reduces; under autocast in the autocast dtype.",
+    _communicates,
+    origin="property X1; bugs B115, B116; mutant M24",
+)
+def reduction_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for rank, name, log in _logs(case, seen):
+        for entry in log:
+            if entry.kind in _REDUCING and entry.dtype != case.compute_dtype:
+                yield Violation(rank, name, f"{entry} reduces in another dtype", case.compute_dtype, entry.dtype)
+
+
+@clause(
+    "collectives.forward-budget",
+    "The forward communicates what the table says",
+    """Column: nothing, or one all-gather of the slice with gather_output. Row: one all-reduce of Y, none with
+    reduce_output=False. copy, scatter: nothing; reduce: one all-reduce; gather: one all-gather. A zero
+    batch calls too.""",
+    _communicates,
+    level="SHOULD",
+    origin="property H3; bug B130; mutant M89",
+)
+def forward_budget(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _budget(case, seen, "forward", agreement(case).forward)
+
+
+@clause(
+    "collectives.backward-budget",
+    "The backward communicates what the table says",
+    """Column: one all-reduce of the input's gradient, only if the input needs one. Row: nothing, or one all-gather with
+    input_is_parallel=False if the input needs a gradient. copy: one all-reduce; scatter: one all-gather; reduce and
+    gather: nothing.""",
+    lambda case: _communicates(case) and runs_backward(case),
+    level="SHOULD",
+    origin="property H3; bug B130; mutants M07, M08, M11",
+)
+def backward_budget(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _budget(case, seen, "backward", agreement(case).backward)

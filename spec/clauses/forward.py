@@ -1,0 +1,214 @@
+"""Forward of the two layers: the value on every rank, the bias in it once, replicas bit for bit the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from spec.case import Case
+from spec.clauses.compare import (
+    difference,
+    exact,
+    has_values,
+    judged,
+    same_bits,
+    show,
+    steps,
+    true_output,
+)
+from spec.contract import agreement
+from spec.observation import Observation, Step
+from spec.placements import Floats, Replicated, Sharded, local
+from spec.register import Applies, Violation, clause
+from spec.truth import Truth
+
+
+def _layer(name: str, *, bias: bool = False, gathered: bool | None = None, reduced: bool | None = None) -> Applies:
+    def applies(case: Case) -> bool:
+        return (
+            case.layer == name
+            and exact(case)
+            and (not bias or (case.bias and not case.skip_bias_add))
+            and (gathered is None or case.gather_output == gathered)
+            and (reduced is None or case.reduce_output == reduced)
+        )
+
+    return applies
+
+
+def _bias_in(case: Case, truth: Truth, run: int, rank: int) -> Floats | None:
+    """The bias that belongs into this rank's output, or None."""
+    bias = truth.data[run].bias
+    if bias is None or case.skip_bias_add:
+        return None
+    placement = agreement(case).output.value
+    return local(placement, bias, case.P, rank) if isinstance(placement, Sharded) else bias
+
+
+def _bias_at_fault(case: Case, truth: Truth, run: int, rank: int, step: Step) -> Floats | None:
+    """What stands in the output in place of the bias, if the product is right and only the bias is not; else None.
+
+    Told apart by what a wrong product cannot do: leave the same remainder in rows whose products differ, or a simple
+    multiple of the bias in at least two elements.
+    """
+    bias, got = _bias_in(case, truth, run, rank), step.output
+    expected = true_output(case, truth.runs[run].output, rank)
+    if bias is None or got is None or got.shape != expected.shape or got.numbers.size < 2:
+        return None
+    remainder = (got.numbers - (expected - bias)).reshape(-1, bias.size)
+    if np.array_equal(remainder, np.broadcast_to(bias, remainder.shape)):
+        return None
+    products = (expected - bias).reshape(-1, bias.size)
+    same_rows = (remainder == remainder[0]).all() and not (products == products[0]).all()
+    multiples = [0.0, 1 / case.P, *range(2, case.P + 1)]
+    if same_rows or any(np.array_equal(remainder, np.broadcast_to(k * bias, remainder.shape)) for k in multiples):
+        stands_there: Floats = remainder[0]
+        return stands_there
+    return None
+
+
+def _bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for rank, step, run in steps(case, seen):
+        remainder = _bias_at_fault(case, truth, run, rank, step)
+        if remainder is not None:
+            bias = _bias_in(case, truth, run, rank)
+            assert bias is not None
+            yield Violation(rank, step.name, "output minus the product is not the bias", show(bias), show(remainder))
+
+
+def _value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for rank, step, run in steps(case, seen):
+        found = difference(step.output, true_output(case, truth.runs[run].output, rank))
+        if found and _bias_at_fault(case, truth, run, rank, step) is None:
+            yield Violation(rank, step.name, f"output {found[0]}", found[1], found[2])
+
+
+@clause(
+    "column.forward.bias-once",
+    "The bias slice enters the column output once",
+    "Y_r = X W_r^T + b_r: rank r adds its own slice of the bias, once.",
+    _layer("column", bias=True),
+    origin="properties F1, F4; mutants M04, M05",
+)
+def column_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _bias_once(case, truth, seen)
+
+
+@clause(
+    "row.forward.bias-once",
+    "The bias enters the row output once",
+    "Y = sum_r X_r W_r^T + b: the bias is added once, after the reduction, for every P.",
+    _layer("row", bias=True),
+    origin="properties F1, F4; bugs B001 to B004; mutants M01, M93",
+)
+def row_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _bias_once(case, truth, seen)
+
+
+@clause(
+    "column.forward.value",
+    "Column output: this rank's slice",
+    "Y_r = X W_r^T + b_r, in every element, on every rank.",
+    _layer("column", gathered=False),
+    origin="properties F1, F3, F7; mutants M33, M93",
+)
+def column_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _value(case, truth, seen)
+
+
+@clause(
+    "column.forward.gathered",
+    "Column output, gathered: whole, in rank order",
+    "With gather_output every rank holds Y [..., O], the slices in the order of the ranks along the last dimension.",
+    _layer("column", gathered=True),
+    origin="properties F1, F7; bugs B029, B074, B132; mutants M17, M18, M19",
+)
+def column_gathered(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _value(case, truth, seen)
+
+
+@clause(
+    "row.forward.value",
+    "Row output: the whole sum on every rank",
+    "Y = sum_r X_r W_r^T + b, in every element, on every rank.",
+    _layer("row", reduced=True),
+    origin="properties F1, F3, F6, F7; bugs B009, B010, B018; mutants M10, M21, M24, M26, M33",
+)
+def row_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _value(case, truth, seen)
+
+
+@clause(
+    "row.forward.partial",
+    "Row output, not reduced: this rank's term",
+    "With reduce_output=False rank r returns X_r W_r^T, without a bias and without a collective.",
+    _layer("row", reduced=False),
+    origin="property L4; bug B135",
+)
+def row_partial(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _value(case, truth, seen)
+
+
+@clause(
+    "forward.replicas",
+    "Replicated outputs are bit for bit the same",
+    "An output that is replicated has the same bits on every rank.",
+    lambda case: has_values(case) and case.P > 1 and isinstance(agreement(case).output.value, Replicated),
+    origin="property F2",
+)
+def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for name, _ in judged(case):
+        first = seen[0].steps[name].output
+        for observation in seen[1:]:
+            if not same_bits(observation.steps[name].output, first):
+                yield Violation(
+                    observation.rank,
+                    name,
+                    "the output's bits are not those of rank 0",
+                    str(first),
+                    str(observation.steps[name].output),
+                )
+
+
+@clause(
+    "forward.dtype",
+    "The output has the computation's dtype",
+    "The output has the input's dtype; under autocast, the autocast dtype, as F.linear has it.",
+    has_values,
+    origin="property X1; mutant M24",
+)
+def output_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for rank, step, _ in steps(case, seen):
+        if step.output is not None and step.output.dtype != case.compute_dtype:
+            yield Violation(rank, step.name, "output has the wrong dtype", case.compute_dtype, step.output.dtype)
+
+
+@clause(
+    "forward.returns",
+    "A pair with skip_bias_add, a tensor otherwise",
+    """With skip_bias_add a layer returns (Y without bias, bias), (Y, None) without a bias; the bias is the parameter:
+    the local slice for column, the whole for row. Nothing else returns a tuple.""",
+    lambda case: has_values(case) and case.linear,
+    origin="property L4",
+)
+def returns(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for rank, step, _ in steps(case, seen):
+        pair = step.facts.get("pair")
+        if pair is not None and pair != case.skip_bias_add:
+            yield Violation(
+                rank,
+                step.name,
+                "the return value",
+                "a pair" if case.skip_bias_add else "a tensor",
+                "a tuple" if pair else "a tensor",
+            )
+        if not case.skip_bias_add or not pair:
+            continue
+        held = step.parameters.get("bias") if case.bias else None
+        if not same_bits(step.returned_bias, held):
+            yield Violation(rank, step.name, "the returned bias is not the layer's", str(held), str(step.returned_bias))
+        if case.bias and step.facts.get("bias_is_parameter") is False:
+            yield Violation(
+                rank, step.name, "the returned bias is not the parameter itself", "the parameter", "another tensor"
+            )

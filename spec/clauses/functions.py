@@ -1,0 +1,112 @@
+"""The four differentiable functions: each one's value, its gradient, and the adjoint law between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from spec.case import FUNCTIONS, Case
+from spec.clauses.compare import compare, differentiates, exact, expected_local, steps, true_output
+from spec.contract import agreement
+from spec.observation import Observation
+from spec.placements import Edge, Floats, Replicated, local
+from spec.register import Applies, Violation, clause
+from spec.truth import Truth
+
+_FORWARD = {
+    "copy": ("copy passes its value on", "copy: R/R to R/P. The value passes unchanged.", "mutant M07"),
+    "reduce": (
+        "reduce gives the sum on every rank",
+        "reduce: P/R to R/R. Every rank holds the sum of the ranks' terms.",
+        "bugs B010, B014, B018; mutants M10, M21, M24, M26",
+    ),
+    "gather": (
+        "gather gives the slices in rank order",
+        "gather(dim): S/S to R/R. Every rank holds the ranks' slices along dim, in the order of the ranks.",
+        "bugs B029, B074, B094, B111; mutants M17, M18, M19",
+    ),
+    "scatter": (
+        "scatter gives the rank's own slice",
+        "scatter(dim): R/R to S/S. Rank r holds the r-th of P equal slices along dim.",
+        "mutant M27",
+    ),
+}
+_BACKWARD = {
+    "copy": (
+        "copy's backward sums the ranks' gradients",
+        "The upstream gradient of copy is partial; its backward is one all-reduce, and every rank holds the sum.",
+        "mutants M07, M08, M09; NVIDIA/Megatron-LM#559",
+    ),
+    "reduce": (
+        "reduce's backward passes the gradient on",
+        "The upstream gradient of reduce is replicated; its backward is the identity, not a second all-reduce.",
+        "bugs B025, B028; mutant M11",
+    ),
+    "gather": (
+        "gather's backward is a slice",
+        """The loss downstream of a gathered value is computed alike on every rank, so its gradient arrives replicated
+        and the backward of gather is the rank's own slice. A backward that sums makes it P times too large.""",
+        "bug B024; mutants M14, M15",
+    ),
+    "scatter": (
+        "scatter's backward gathers",
+        "The upstream gradient of scatter is sharded; its backward gathers the slices, in rank order, on every rank.",
+        "NVIDIA/Megatron-LM#1635",
+    ),
+}
+
+
+def _is(name: str, also: Applies) -> Applies:
+    return lambda case: case.layer == name and also(case)
+
+
+def _forward(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for rank, step, run in steps(case, seen):
+        yield from compare(rank, step, "output", step.output, true_output(case, truth.runs[run].output, rank))
+
+
+def _backward(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    placement = agreement(case).input.gradient
+    for rank, step, run in steps(case, seen):
+        expected = expected_local(case, placement, truth.runs[run].gradients["x"], rank)
+        yield from compare(rank, step, "gradient of x", step.gradients.get("x"), expected)
+
+
+def _inner(case: Case, edge: Edge, mine: Sequence[Floats], others: Sequence[Floats]) -> float:
+    """<a, b> of two values from what the ranks hold: a replicated pair counts once, all else on every rank."""
+    total = sum(float(np.sum(a * b)) for a, b in zip(mine, others, strict=True))
+    return total / case.P if edge == Edge(Replicated(), Replicated()) else total
+
+
+def _adjoint(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    """Both sides from what the ranks saw: <C u, v> with their outputs, <u, C^T v> with their gradients."""
+    terms, data = agreement(case), truth.data[0]
+    outputs = [s.steps["first"].output for s in seen]
+    gradients = [s.steps["first"].gradients.get("x") for s in seen]
+    u = [local(terms.input.value, data.x, case.P, r) for r in range(case.P)]
+    v = [local(terms.output.gradient, data.g, case.P, r) for r in range(case.P)]
+    cu = [array.numbers for array, like in zip(outputs, v, strict=True) if array and array.shape == like.shape]
+    ctv = [array.numbers for array, like in zip(gradients, u, strict=True) if array and array.shape == like.shape]
+    if len(cu) < case.P or len(ctv) < case.P:
+        return
+    left, right = _inner(case, terms.output, cu, v), _inner(case, terms.input, u, ctv)
+    if left != right:
+        yield Violation(None, "first", "<C u, v> and <u, C^T v> differ", str(left), str(right))
+
+
+for _name in FUNCTIONS:
+    _title, _text, _origin = _FORWARD[_name]
+    clause(f"{_name}.forward", _title, _text, _is(_name, exact), origin=_origin)(_forward)
+for _name in FUNCTIONS:
+    _title, _text, _origin = _BACKWARD[_name]
+    clause(f"{_name}.backward", _title, _text, _is(_name, differentiates), origin=f"property G4; {_origin}")(_backward)
+for _name in FUNCTIONS:
+    clause(
+        f"{_name}.adjoint",
+        f"{_name} and its backward are adjoint",
+        """<C u, v> = <u, C^T v> for rank-distinct u and v, each inner product taken of the values under their
+        declared placements.""",
+        _is(_name, lambda case: differentiates(case) and case.procedure == "run"),
+        origin="property G4; bugs B022, B024, B027",
+    )(_adjoint)

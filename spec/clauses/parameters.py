@@ -1,0 +1,102 @@
+"""Parameters: every rank holds its slice of the masters, bit for bit, in storage of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from spec.case import Case
+from spec.clauses.compare import compare, expected_local
+from spec.contract import agreement
+from spec.observation import Observation
+from spec.register import Applies, Violation, clause
+from spec.truth import Truth
+
+
+def _holds(layer: str, bias: bool = False) -> Applies:
+    return lambda case: case.layer == layer and case.procedure not in ("init", "refuse") and (case.bias or not bias)
+
+
+def _shards(case: Case, truth: Truth, seen: Sequence[Observation], name: str) -> Iterator[Violation]:
+    whole = truth.data[0].weight if name == "weight" else truth.data[0].bias
+    assert whole is not None
+    placement = agreement(case).parameters[name]
+    for observation in seen:
+        step = observation.steps["first"]
+        got = step.parameters.get(name)
+        expected = expected_local(case, placement, whole, observation.rank)
+        yield from compare(observation.rank, step, name, got, expected)
+        if got is not None and got.dtype != case.dtype:
+            yield Violation(observation.rank, step.name, f"{name} has the wrong dtype", case.dtype, got.dtype)
+
+
+@clause(
+    "column.weight.shard",
+    "Column-parallel weight: the rank's rows of the master",
+    "Rank r holds W[r O/P : (r+1) O/P, :] of the master weight [O, I].",
+    _holds("column"),
+    origin="properties C1, C2; bugs B075, B078; mutants M33, M35",
+)
+def column_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _shards(case, truth, seen, "weight")
+
+
+@clause(
+    "column.bias.shard",
+    "Column-parallel bias: the rank's elements of the master",
+    "Rank r holds b[r O/P : (r+1) O/P] of the master bias [O].",
+    _holds("column", bias=True),
+    origin="bug B005; mutants M04, M05",
+)
+def column_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _shards(case, truth, seen, "bias")
+
+
+@clause(
+    "row.weight.shard",
+    "Row-parallel weight: the rank's columns of the master",
+    "Rank r holds W[:, r I/P : (r+1) I/P] of the master weight [O, I].",
+    _holds("row"),
+    origin="properties C1, C2; bug B078; mutant M33",
+)
+def row_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _shards(case, truth, seen, "weight")
+
+
+@clause(
+    "row.bias.replicated",
+    "Row-parallel bias: whole on every rank",
+    "Every rank holds the whole master bias [O].",
+    _holds("row", bias=True),
+    origin="mutants M03, M39; huggingface/text-generation-inference#1036",
+)
+def row_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _shards(case, truth, seen, "bias")
+
+
+@clause(
+    "parameters.own-storage",
+    "Shards own their storage",
+    "A shard shares no storage with the master it was cut from, and its storage holds the shard and nothing else.",
+    lambda case: case.linear and case.procedure not in ("init", "refuse"),
+    origin="property C3; bugs B089, B133, B145; mutant M34",
+)
+def own_storage(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        for step in observation.steps.values():
+            for pair in step.shared:
+                mine, theirs = pair.split("/")
+                if mine in ("weight", "bias") and theirs.startswith("master"):
+                    yield Violation(
+                        observation.rank,
+                        step.name,
+                        f"{mine} shares storage with {theirs}",
+                        "storage of its own",
+                        "shared",
+                    )
+            for name, held in step.facts.get("storage_bytes", {}).items():
+                array = step.parameters.get(name)
+                size = len(array.bits) if array else held
+                if held != size:
+                    yield Violation(
+                        observation.rank, step.name, f"{name}'s storage is not the shard's", f"{size} B", f"{held} B"
+                    )

@@ -1,0 +1,269 @@
+"""Procedures: repetition, grad modes, initial values, state dicts, copies and transformations of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from spec.case import Case
+from spec.clauses.compare import (
+    compare,
+    expected_gradients,
+    expected_local,
+    gradient_placement,
+    same_bits,
+    same_numbers,
+    true_output,
+)
+from spec.contract import agreement
+from spec.observation import Array, Observation, Step
+from spec.placements import Sharded, local
+from spec.register import Applies, Check, Violation, clause
+from spec.truth import Truth
+
+Same = Callable[[Array | None, Array | None], bool]
+
+
+def _procedure(*names: str) -> Applies:
+    return lambda case: case.procedure in names
+
+
+def _differing(one: Step, other: Step, same: Same) -> Iterator[str]:
+    if not same(one.output, other.output):
+        yield "output"
+    for name, array in one.gradients.items():
+        if not same(array, other.gradients.get(name)):
+            yield f"gradient of {name}"
+
+
+def _second_as_first(same: Same) -> Check:
+    def check(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+        for observation in seen:
+            first, second = observation.steps["first"], observation.steps["second"]
+            for name in _differing(first, second, same):
+                yield Violation(
+                    observation.rank, "second", f"{name} is not that of the first run", *_sides(name, first, second)
+                )
+
+    return check
+
+
+def _sides(name: str, first: Step, second: Step) -> tuple[str, str]:
+    def of(step: Step) -> str:
+        array = step.output if name == "output" else step.gradients.get(name.removeprefix("gradient of "))
+        return str(array.numbers.tolist())[:300] if array is not None else "None"
+
+    return of(first), of(second)
+
+
+clause(
+    "repeat.same-bits",
+    "The same case twice gives the same bits",
+    "The same layer on the same data gives bit for bit the same output and gradients.",
+    _procedure("twice"),
+    origin="property R2; bug B118",
+)(_second_as_first(same_bits))
+clause(
+    "repeat.delayed",
+    "Late ranks change nothing",
+    "Output and gradients keep their bits when ranks reach their collectives at different times.",
+    _procedure("delay"),
+    origin="property R2; mutant M23",
+)(_second_as_first(same_bits))
+for _name, _title in (
+    ("deepcopy", "A deep copy behaves as its original"),
+    ("pickle", "A pickled layer behaves as its original"),
+    ("functional-call", "functional_call gives what the layer gives"),
+    ("checkpoint", "Activation checkpointing changes nothing"),
+    ("checkpoint-reentrant", "Reentrant checkpointing changes nothing"),
+):
+    clause(
+        f"transforms.{_name}",
+        _title,
+        f"Under {_name}, output and gradients have the bits of a plain call.",
+        _procedure(_name),
+    )(_second_as_first(same_bits))
+clause(
+    "transforms.compile",
+    "A compiled layer gives what the layer gives",
+    "Compiled as one graph, output and gradients equal those of a plain call.",
+    _procedure("compile", "compile-inductor"),
+    origin="property X2; bugs B146, B147",
+)(_second_as_first(same_numbers))
+
+
+@clause(
+    "transforms.fullgraph",
+    "A layer compiles as one graph",
+    "A compiled forward needs one graph, with its collectives in it.",
+    _procedure("compile", "compile-inductor"),
+    origin="property X2",
+)
+def fullgraph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        graphs = observation.steps["second"].facts.get("graphs")
+        if graphs is not None and graphs != 1:
+            yield Violation(
+                observation.rank, "second", "the forward was not compiled as one graph", "1 graph", str(graphs)
+            )
+
+
+@clause(
+    "instances.independent",
+    "Two layers do not touch each other",
+    "Forward a, forward b, backward a, backward b gives each layer what it gives alone: calls share no state.",
+    _procedure("interleave"),
+    origin="property R1; bug B045, B132",
+)
+def independent(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        step, values = observation.steps["second"], truth.runs[1]
+        yield from compare(
+            observation.rank, step, "output of b", step.output, true_output(case, values.output, observation.rank)
+        )
+        for name in expected_gradients(case):
+            expected = expected_local(case, gradient_placement(case, name), values.gradients[name], observation.rank)
+            yield from compare(observation.rank, step, f"b's gradient of {name}", step.gradients.get(name), expected)
+
+
+@clause(
+    "modes.no-grad",
+    "no_grad leaves no graph",
+    "Under no_grad the output is right and requires no gradient.",
+    _procedure("no-grad"),
+)
+def no_grad(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        if observation.steps["first"].facts.get("requires_grad"):
+            yield Violation(observation.rank, "first", "the output requires a gradient", "False", "True")
+
+
+@clause(
+    "modes.inference",
+    "inference_mode gives inference tensors",
+    "Under inference_mode the output is right, requires no gradient and is an inference tensor.",
+    lambda case: case.procedure == "inference" and case.linear,
+)
+def inference(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        facts = observation.steps["first"].facts
+        if facts.get("requires_grad") or facts.get("inference") is False:
+            yield Violation(observation.rank, "first", "the output", "an inference tensor", str(dict(facts)))
+
+
+@clause(
+    "init.shards",
+    "Initial weights are the shards of nn.Linear's",
+    """Given equal random states, the weight is the rank's shard of the weight that the unsharded layer would draw, for
+    every P: not the same values on every rank, and not scaled by the shard's own fan-in.""",
+    _procedure("init"),
+    origin="property I1; bugs B059 to B065; mutants M38, M39, M40",
+)
+def initial_shards(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    placement = agreement(case).parameters["weight"]
+    assert isinstance(placement, Sharded)
+    for observation in seen:
+        dense = observation.steps["dense"].parameters["weight"].numbers
+        for name in ("first", "reset", "meta"):
+            step = observation.steps.get(name)
+            if step is not None:
+                yield from compare(
+                    observation.rank,
+                    step,
+                    "weight",
+                    step.parameters.get("weight"),
+                    local(placement, dense, case.P, observation.rank),
+                )
+
+
+@clause(
+    "init.bias-zero",
+    "The bias starts at zero",
+    "The bias is zero on every rank, after construction and after drawing again.",
+    lambda case: case.procedure == "init" and case.bias,
+    origin="mutant M39",
+)
+def initial_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    placement = agreement(case).parameters["bias"]
+    zeros = np.zeros(case.out_features)
+    for observation in seen:
+        for name in ("first", "reset", "meta"):
+            step = observation.steps.get(name)
+            if step is not None:
+                yield from compare(
+                    observation.rank,
+                    step,
+                    "bias",
+                    step.parameters.get("bias"),
+                    local(placement, zeros, case.P, observation.rank),
+                )
+
+
+@clause(
+    "init.random-state",
+    "Construction leaves the random state that nn.Linear leaves",
+    "After drawing initial values the random state is the one that the unsharded layer leaves, on every rank.",
+    _procedure("init"),
+    origin="property I1; bug B062",
+)
+def random_state(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        wanted = observation.steps["dense"].facts.get("random_state")
+        for name in ("first", "reset", "meta"):
+            step = observation.steps.get(name)
+            got = step.facts.get("random_state") if step else None
+            if got is not None and got != wanted:
+                yield Violation(observation.rank, name, "the random state afterwards is another", str(wanted), str(got))
+
+
+@clause(
+    "state.keys",
+    "The state dict has nn.Linear's keys",
+    "The keys are weight and, with a bias, bias, on every rank.",
+    lambda case: case.procedure == "state-dict",
+    origin="mutant M03",
+)
+def state_keys(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    wanted = ["bias", "weight"] if case.bias else ["weight"]
+    for observation in seen:
+        keys = observation.steps["first"].facts.get("keys")
+        if keys is not None and list(keys) != wanted:
+            yield Violation(observation.rank, "first", "the state dict's keys", str(wanted), str(keys))
+
+
+@clause(
+    "state.round-trip",
+    "A state dict round-trips bit for bit",
+    "A layer that loads what another saved holds the same bits.",
+    _procedure("state-dict"),
+    origin="properties C1, C5; bugs B004, B137",
+)
+def round_trip(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        saved, loaded = observation.steps["first"], observation.steps["loaded"]
+        for name, array in saved.parameters.items():
+            if not same_bits(array, loaded.parameters.get(name)):
+                yield Violation(
+                    observation.rank, "loaded", f"{name} changed", str(array), str(loaded.parameters.get(name))
+                )
+
+
+@clause(
+    "state.loud",
+    "A state dict that does not fit is refused",
+    "Loading a state dict with a missing key, an unexpected key or a wrong shape raises.",
+    _procedure("state-dict"),
+    origin="property C4; bug B090; mutant M82",
+)
+def loud(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        for kind, raised in observation.steps["loaded"].facts.get("loud", {}).items():
+            if not raised:
+                yield Violation(
+                    observation.rank,
+                    "loaded",
+                    f"loading a state dict with a {kind} fault was silent",
+                    "an exception",
+                    "none",
+                )

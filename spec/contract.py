@@ -1,0 +1,132 @@
+"""The contract's tables as data: for a case, who holds what, and which collectives run.
+
+`agreement(case)` answers every question of placement and communication; the clauses, the reference and the adapters ask
+it and derive nothing themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from spec.case import Case
+from spec.placements import Edge, Partial, Placement, Replicated, Sharded
+
+R, P_, LAST = Replicated(), Partial(), Sharded(-1)
+
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One collective that a case must make: its kind, and the bytes that the calling rank puts in."""
+
+    kind: str
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.bytes} B"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the contract says of one case.
+
+    Attributes:
+        input: placements of X and of its gradient.
+        output: placements of Y and of the upstream gradient.
+        parameters: placement of each parameter, by name; a parameter's gradient is placed as the parameter.
+        input_shape, output_shape: of the whole tensors.
+        forward, backward: the collectives of each pass at P > 1, in order.
+        returns_bias: the layer returns a pair (Y, bias).
+    """
+
+    input: Edge
+    output: Edge
+    parameters: Mapping[str, Placement]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    forward: tuple[Budget, ...]
+    backward: tuple[Budget, ...]
+    returns_bias: bool = False
+
+
+@lru_cache(maxsize=4096)
+def agreement(case: Case) -> Agreement:
+    """The agreement of a case; for each layer the table of the contract, read for the case's flags."""
+    return {"column": _column, "row": _row}.get(case.layer, _function)(case)
+
+
+def needs_gradient(case: Case) -> frozenset[str]:
+    """Which of x, weight, bias require a gradient: those that are there and not frozen."""
+    present = {"x": "x", "w": "weight", "b": "bias"} if case.bias else {"x": "x", "w": "weight"}
+    if not case.linear:
+        present = {"x": "x"}
+    return frozenset(name for letter, name in present.items() if letter not in case.frozen)
+
+
+def runs_backward(case: Case) -> bool:
+    """Whether the output requires a gradient at all."""
+    needed = needs_gradient(case)
+    bias_unused = case.skip_bias_add
+    return case.procedure not in ("no-grad", "inference") and bool(needed - ({"bias"} if bias_unused else set()))
+
+
+def _collectives(case: Case, *planned: tuple[str, int]) -> tuple[Budget, ...]:
+    size = ITEM_BYTES[case.compute_dtype]
+    return tuple(Budget(kind, elements * size) for kind, elements in planned) if case.P > 1 else ()
+
+
+def _column(case: Case) -> Agreement:
+    rows, width = case.rows, case.out_features // case.P
+    edge = Edge(R, R) if case.gather_output else Edge(LAST, LAST)
+    wants_x = "x" in needs_gradient(case) and runs_backward(case)
+    return Agreement(
+        input=Edge(R, R),
+        output=edge,
+        parameters={"weight": Sharded(0), **({"bias": Sharded(0)} if case.bias else {})},
+        input_shape=(*case.batch, case.in_features),
+        output_shape=(*case.batch, case.out_features),
+        forward=_collectives(case, *[("all-gather", rows * width)] * case.gather_output),
+        backward=_collectives(case, *[("all-reduce", rows * case.in_features)] * wants_x),
+        returns_bias=case.skip_bias_add,
+    )
+
+
+def _row(case: Case) -> Agreement:
+    rows, width = case.rows, case.in_features // case.P
+    gathers = "x" in needs_gradient(case) and runs_backward(case) and not case.input_is_parallel
+    return Agreement(
+        input=Edge(LAST, LAST) if case.input_is_parallel else Edge(R, R),
+        output=Edge(R, R) if case.reduce_output else Edge(P_, R),
+        parameters={"weight": Sharded(1), **({"bias": R} if case.bias else {})},
+        input_shape=(*case.batch, case.in_features),
+        output_shape=(*case.batch, case.out_features),
+        forward=_collectives(case, *[("all-reduce", rows * case.out_features)] * case.reduce_output),
+        backward=_collectives(case, *[("all-gather", rows * width)] * gathers),
+        returns_bias=case.skip_bias_add,
+    )
+
+
+def _function(case: Case) -> Agreement:
+    shape = (*case.batch, case.in_features)
+    elements, part = case.rows * case.in_features, case.rows * case.in_features // case.P
+    slices = Sharded(case.dim)
+    gathered, reduced = ("all-gather", part), ("all-reduce", elements)
+    edges: dict[str, tuple[Edge, Edge, list[tuple[str, int]], list[tuple[str, int]]]] = {
+        "copy": (Edge(R, R), Edge(R, P_), [], [reduced]),
+        "reduce": (Edge(P_, R), Edge(R, R), [reduced], []),
+        "gather": (Edge(slices, slices), Edge(R, R), [gathered], []),
+        "scatter": (Edge(R, R), Edge(slices, slices), [], [gathered]),
+    }
+    before, after, forward, backward = edges[case.layer]
+    return Agreement(
+        input=before,
+        output=after,
+        parameters={},
+        input_shape=shape,
+        output_shape=shape,
+        forward=_collectives(case, *forward),
+        backward=_collectives(case, *(backward if runs_backward(case) else [])),
+    )

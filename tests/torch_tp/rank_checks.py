@@ -1,0 +1,338 @@
+"""What is checked on two ranks; each function runs on both, in a world of its own.
+
+Values are small integers, so every sum is exact in float32 and equality is the only comparison.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import os
+import pickle
+import re
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+import two_ranks
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.checkpoint import checkpoint
+
+import torch_tp
+from torch_tp import ColumnParallelLinear, NoProcessGroupError, RankMismatchError, RowParallelLinear
+
+P = 2
+
+
+def integers(*shape: int, seed: int = 0) -> Tensor:
+    """Nonzero integers of -3 to 3, the same on both ranks."""
+    source = torch.Generator().manual_seed(seed)
+    sign = torch.randint(0, 2, shape, generator=source) * 2 - 1
+    return (torch.randint(1, 4, shape, generator=source) * sign).float()
+
+
+def dense(inputs: int = 4, outputs: int = 6) -> nn.Linear:
+    """A linear layer of small integers."""
+    linear = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        linear.weight.copy_(integers(outputs, inputs, seed=1))
+        linear.bias.copy_(integers(outputs, seed=2))
+    return linear
+
+
+def same(expected: Tensor, actual: Tensor | None) -> None:
+    assert actual is not None
+    assert expected.dtype == actual.dtype
+    assert torch.equal(expected, actual), (expected, actual)
+
+
+@contextlib.contextmanager
+def debugging(mode: str) -> Iterator[None]:
+    os.environ["TP_DEBUG"] = mode
+    try:
+        yield
+    finally:
+        del os.environ["TP_DEBUG"]
+
+
+def refusal(kind: type[Exception], text: str, attempt) -> None:
+    """Exactly this type, with text that matches the pattern."""
+    raised: Exception | None = None
+    try:
+        attempt()
+    except Exception as error:
+        raised = error
+    assert type(raised) is kind, repr(raised)
+    assert re.search(text, str(raised)), str(raised)
+
+
+def second_world(rank: int) -> None:
+    """One more world in the same check."""
+    two_ranks.open_world(rank, os.environ["TP_TEST_STORE"])
+
+
+def fails_on_rank_one(rank: int) -> None:
+    """No check: it shows that a failure is reported."""
+    assert rank == 0, "on purpose"
+
+
+def check_column_is_the_dense_layer(rank: int) -> None:
+    linear, x, g = dense(), integers(3, 4).requires_grad_(), integers(3, 6, seed=3)
+    whole = linear(x)
+    whole.backward(g)
+    layer, own = ColumnParallelLinear.from_linear(linear), x.detach().clone().requires_grad_()
+    y = layer(own)
+    y.backward(g.chunk(P, -1)[rank])
+
+    same(whole.chunk(P, -1)[rank], y)
+    same(x.grad, own.grad)
+    same(linear.weight.grad.chunk(P, 0)[rank], layer.weight.grad)
+    same(linear.bias.grad.chunk(P, 0)[rank], layer.bias.grad)
+
+
+def check_row_is_the_dense_layer(rank: int) -> None:
+    linear, x, g = dense(), integers(3, 4).requires_grad_(), integers(3, 6, seed=3)
+    whole = linear(x)
+    whole.backward(g)
+    layer, own = RowParallelLinear.from_linear(linear), x.detach().chunk(P, -1)[rank].clone().requires_grad_()
+    y = layer(own)
+    y.backward(g)
+
+    same(whole, y)
+    same(x.grad.chunk(P, -1)[rank], own.grad)
+    same(linear.weight.grad.chunk(P, 1)[rank], layer.weight.grad)
+    same(linear.bias.grad, layer.bias.grad)
+
+
+def check_second_derivatives_are_the_dense_ones(rank: int) -> None:
+    for kind, options in (
+        (ColumnParallelLinear, {"gather_output": True}),
+        (RowParallelLinear, {"input_is_parallel": False}),
+    ):
+        linear, g = dense(), integers(3, 6, seed=3)
+        found = []
+        for layer in (linear, kind.from_linear(linear, **options)):
+            x = integers(3, 4).requires_grad_()
+            (first,) = torch.autograd.grad(layer(x) ** 2, x, g, create_graph=True)
+            found.append(torch.autograd.grad(first, x, integers(3, 4, seed=5))[0])
+        same(*found)
+
+
+def check_functions_keep_what_they_are_given(rank: int) -> None:
+    base, up = integers(4, 2, seed=rank), integers(4, 1, seed=7 + rank)
+    for function in (torch_tp.copy, torch_tp.reduce, torch_tp.gather, lambda t: torch_tp.scatter(t, 0)):
+        x = base.t().contiguous().t().requires_grad_()
+        y = function(x)
+        g = up[:1].expand(y.shape)
+        before = (x.detach().clone(), g.clone(), x._version, g._version)
+        y.backward(g)
+
+        same(before[0], x.detach())
+        same(before[1], g)
+        assert before[2:] == (x._version, g._version)
+
+
+def check_copies_and_pickles_keep_the_group(rank: int) -> None:
+    layer = ColumnParallelLinear.from_linear(dense(), gather_output=True)
+    expected = layer(integers(3, 4))
+    twin = copy.deepcopy(layer)
+    assert twin._group is layer._group
+    assert (torch_tp.Shard(0), torch_tp.Shard(0)) == (twin.weight.placement, twin.bias.placement)
+    same(expected, twin(integers(3, 4)))
+    data = pickle.dumps(layer)
+    assert b"ProcessGroup" not in data
+    same(expected, pickle.loads(data)(integers(3, 4)))
+
+
+def check_an_unpickled_layer_finds_its_group_on_first_use(rank: int) -> None:
+    data = pickle.dumps(ColumnParallelLinear.from_linear(dense(), gather_output=True))
+    dist.destroy_process_group()
+    layer = pickle.loads(data)
+    assert "rank=?" in repr(layer)
+    refusal(NoProcessGroupError, r"global ranks \[0, 1\].*no process group", lambda: layer(integers(3, 4)))
+    second_world(rank)
+    same(dense()(integers(3, 4)), layer(integers(3, 4)))
+    assert rank == layer.rank
+
+
+def check_an_unpickled_layer_of_a_missing_group_is_refused(rank: int) -> None:
+    alone = [dist.new_group([r]) for r in range(P)][rank]
+    layer = ColumnParallelLinear(4, 6, group=alone)
+    data = pickle.dumps(layer).replace(b"K\x00\x85", b"K\x07\x85").replace(b"K\x01\x85", b"K\x07\x85")
+    refusal(NoProcessGroupError, r"global ranks \[7\].*new_group", lambda: pickle.loads(data)(integers(3, 4)))
+
+
+def check_init_makes_groups_of_neighbours(rank: int) -> None:
+    whole = torch_tp.init_tensor_parallel()
+    assert (rank, P, rank, P, "gloo") == (whole.rank, whole.world_size, whole.tp_rank, whole.tp_size, whole.backend)
+    assert ColumnParallelLinear(4, 6).world_size == P
+    single = torch_tp.init_tensor_parallel(tp_size=1)
+    assert (rank, 0, 1) == (single.rank, single.tp_rank, single.tp_size)
+    layer = ColumnParallelLinear(4, 6)
+    assert (layer.rank, layer.world_size) == (0, 1)
+    assert (rank,) == layer._group.global_ranks
+    refusal(ValueError, "tp_size = 3 with 2 processes", lambda: torch_tp.init_tensor_parallel(tp_size=3))
+    refusal(ValueError, "backend = 'nccl', but .*'gloo'", lambda: torch_tp.init_tensor_parallel("nccl"))
+
+
+def check_a_default_group_does_not_outlive_its_world(rank: int) -> None:
+    torch_tp.init_tensor_parallel(tp_size=1)
+    dist.destroy_process_group()
+    refusal(NoProcessGroupError, "there is no process group", lambda: ColumnParallelLinear(4, 6))
+    second_world(rank)
+    assert ColumnParallelLinear(4, 6).world_size == P
+
+
+def check_meshes_are_groups(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (P,), mesh_dim_names=("tp",))
+    layer = ColumnParallelLinear.from_linear(dense(), group=mesh, gather_output=True)
+    same(dense()(integers(3, 4)), layer(integers(3, 4)))
+    flat = init_device_mesh("cpu", (1, P), mesh_dim_names=("dp", "tp"))
+    assert ColumnParallelLinear(4, 6, group=flat["tp"]).world_size == P
+    refusal(RuntimeError, "mesh of 2 dimensions.*mesh\\['tp'\\]", lambda: ColumnParallelLinear(4, 6, group=flat))
+
+
+def check_a_rank_outside_the_group_is_refused(rank: int) -> None:
+    first = dist.new_group([0])
+    if rank == 0:
+        assert ColumnParallelLinear(4, 6, group=first).world_size == 1
+    else:
+        text = r"ColumnParallelLinear: .*global rank 1\) is not in the group"
+        refusal(RuntimeError, text, lambda: ColumnParallelLinear(4, 6, group=first))
+
+
+def check_utilities(rank: int) -> None:
+    mine = torch.tensor([1.0, 10.0]) * (rank + 1)
+    same(torch.tensor([3.0, 30.0]), torch_tp.all_reduce_sum(mine))
+    same(torch.tensor([2.0, 20.0]), torch_tp.broadcast_tensor(mine, src_rank=1))
+    same(torch.tensor([1.0, 10.0]) * (rank + 1), mine)
+    torch_tp.synchronize_across_ranks()
+    refusal(ValueError, "src_rank = 2; .* 0 to 1", lambda: torch_tp.broadcast_tensor(mine, 2))
+
+
+def check_log_has_rank_operation_shape_dtype_time(rank: int) -> None:
+    layer, sink = RowParallelLinear.from_linear(dense()), io.StringIO()
+    handler = logging.StreamHandler(sink)
+    logging.getLogger("torch_tp").addHandler(handler)
+    with debugging("1"):
+        layer(integers(3, 2))
+    logging.getLogger("torch_tp").removeHandler(handler)
+
+    line = rf"rank {rank} of 2: all_reduce of \[3, 6\] float32 for RowParallelLinear forward: "
+    assert re.fullmatch(rf"{line}entered\n{line}left after \d+\.\d\d\d ms\n", sink.getvalue()), sink.getvalue()
+
+
+def check_log_goes_to_stderr_only_where_nothing_listens(rank: int) -> None:
+    logger = logging.getLogger("torch_tp")
+    assert not logger.handlers
+    logging.getLogger().addHandler(logging.NullHandler())
+    with debugging("1"):
+        torch_tp.reduce(torch.ones(1))
+    assert not logger.handlers
+    logging.getLogger().handlers.clear()
+    captured = io.StringIO()
+    with debugging("1"), contextlib.redirect_stderr(captured):
+        torch_tp.reduce(torch.ones(1))
+    assert "all_reduce of [1] float32" in captured.getvalue()
+    logger.handlers.clear()
+
+
+def check_agreement_passes_the_check(rank: int) -> None:
+    with debugging("check"):
+        check_column_is_the_dense_layer(rank)
+        check_row_is_the_dense_layer(rank)
+        check_functions_on_empty_tensors(rank)
+
+
+def check_functions_on_empty_tensors(rank: int) -> None:
+    for shape in ((0, 2), (2, 0, 2)):
+        for function in (torch_tp.copy, torch_tp.reduce, torch_tp.gather, torch_tp.scatter):
+            x = torch.ones(shape).requires_grad_()
+            y = function(x)
+            y.backward(torch.ones(y.shape))
+            assert x.shape == x.grad.shape
+
+
+def check_disagreements_are_named_on_every_rank(rank: int) -> None:
+    other = rank == 1
+    x = integers(3, 4)
+    column, row = ColumnParallelLinear.from_linear(dense()), RowParallelLinear.from_linear(dense())
+    wide = ColumnParallelLinear(4, 6, gather_output=other)
+    frozen = ColumnParallelLinear.from_linear(dense())
+    frozen.weight.requires_grad_(not other)
+    drifted = RowParallelLinear.from_linear(dense())
+    with torch.no_grad():
+        drifted.bias += rank
+    cases = {
+        r"shape is \[3, 4\] on rank 0, \[2, 4\] on rank 1": lambda: column(x[: 3 - rank]),
+        r"dtype is float32 on rank 0, float64 on rank 1": lambda: column(x.double() if other else x),
+        r"requires_grad of the input is False on rank 0, True on rank 1": lambda: column(x.requires_grad_(other)),
+        r"checksum of the replicated input is \w+ on rank 0, \w+ on rank 1": lambda: column(x.detach() + rank),
+        r"gather_output is False on rank 0, True on rank 1": lambda: wide(x.detach()),
+        r"requires_grad of weight is True on rank 0, False on rank 1": lambda: frozen(x.detach()),
+        r"checksum of the replicated bias is \w+ on rank 0": lambda: drifted(x.detach()[:, :2]),
+        r"operation is ColumnParallelLinear forward on rank 0, RowParallelLinear forward on rank 1": lambda: (
+            row(x.detach()[:, :2]) if other else column(x.detach())
+        ),
+        r"dim is 0 on rank 0, 1 on rank 1": lambda: torch_tp.gather(x.detach(), rank),
+        r"requires_grad is False on rank 0, True on rank 1": lambda: torch_tp.copy(x.detach().requires_grad_(other)),
+        r"src_rank is 0 on rank 0, 1 on rank 1": lambda: torch_tp.broadcast_tensor(x.detach(), rank),
+    }
+    with debugging("check"):
+        for text, attempt in cases.items():
+            refusal(RankMismatchError, f"the ranks of the group disagree: .*{text}", attempt)
+
+
+def check_a_backward_that_disagrees_is_named(rank: int) -> None:
+    # Each forward is alike on both ranks; only the order of the backwards is not.
+    with debugging("check"):
+        x, z = integers(3, 4).requires_grad_(), integers(5, 4).requires_grad_()
+        layer = ColumnParallelLinear.from_linear(dense())
+        outputs = [layer(x), layer(z)]
+        y = outputs[rank]
+        refusal(
+            RankMismatchError, r"backward.*shape is \[3, 4\] on rank 0, \[5, 4\] on rank 1", lambda: y.sum().backward()
+        )
+
+
+def check_a_refusal_all_ranks_share_leaves_the_group_usable(rank: int) -> None:
+    layer = RowParallelLinear.from_linear(dense())
+    text = r"RowParallelLinear: the input has shape \[3, 4\]; its last dimension must be in_features / P = 2 \(P = 2\)"
+    refusal(ValueError, text, lambda: layer(integers(3, 4)))
+    refusal(ValueError, "out_features = 5 cannot be cut into P = 2", lambda: ColumnParallelLinear(4, 5))
+    refusal(ValueError, "dimension 0 .* has size 3, which P = 2", lambda: torch_tp.scatter(integers(3, 4), 0))
+    check_row_is_the_dense_layer(rank)
+
+
+def check_checkpointing(rank: int) -> None:
+    linear, g = dense(), integers(3, 6, seed=3)
+    for reentrant in (True, False):
+        layer = ColumnParallelLinear.from_linear(linear, gather_output=True)
+        plain, again = integers(3, 4).requires_grad_(), integers(3, 4).requires_grad_()
+        layer(plain).backward(g)
+        expected = layer.weight.grad.clone()
+        layer.zero_grad()
+        checkpoint(layer, again, use_reentrant=reentrant).backward(g)
+        same(plain.grad, again.grad)
+        same(expected, layer.weight.grad)
+
+
+def check_compiled_is_eager(rank: int) -> None:
+    for kind, options in (
+        (ColumnParallelLinear, {"gather_output": True}),
+        (RowParallelLinear, {"input_is_parallel": False}),
+    ):
+        torch._dynamo.reset()
+        layer, g = kind.from_linear(dense(), **options), integers(3, 6, seed=3)
+        found = []
+        for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+            x = integers(3, 4).requires_grad_()
+            layer.zero_grad()
+            y = run(x)
+            y.backward(g)
+            found.append([y.detach(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()])
+        for expected, actual in zip(*found, strict=True):
+            same(expected, actual)

@@ -1,0 +1,53 @@
+"""Tensor-parallel linear layers for PyTorch.
+
+Two layers, `ColumnParallelLinear` and `RowParallelLinear`, whose weight is cut over the ranks of a process group; the
+four differentiable functions they are made of, `copy`, `reduce`, `gather` and `scatter`; and what it takes to start.
+Names are those of Megatron-LM (arXiv:1909.08053): column-parallel cuts the output features, which are the rows of the
+stored `[out_features, in_features]` matrix, and row-parallel the input features.
+
+Preconditions: sizes, flags, dtypes, input shapes, `requires_grad` of input and parameters, grad mode and replicated
+values are the same on all ranks of the group. Where they are not, behaviour is undefined (often a hang), except under
+the environment variable `TP_DEBUG=check`, which makes every rank raise `RankMismatchError` naming who differs in what.
+`TP_DEBUG=1` logs every collective to the logger `torch_tp`.
+
+    import torch, torch_tp
+
+    torch_tp.init_tensor_parallel()                       # under torchrun
+    up = torch_tp.ColumnParallelLinear(1024, 4096)
+    down = torch_tp.RowParallelLinear(4096, 1024)
+    y = down(torch.relu(up(x)))                           # x and y whole and equal on every rank
+"""
+
+from torch_tp.column import ColumnParallelLinear
+from torch_tp.errors import NoProcessGroupError, RankMismatchError
+from torch_tp.functions import copy, gather, reduce, scatter
+from torch_tp.placements import Placement, Replicate, Shard
+from torch_tp.row import RowParallelLinear
+from torch_tp.runtime import (
+    TensorParallelConfig,
+    all_reduce_sum,
+    broadcast_tensor,
+    get_tensor_parallel_config,
+    init_tensor_parallel,
+    synchronize_across_ranks,
+)
+
+__all__ = [
+    "ColumnParallelLinear",
+    "NoProcessGroupError",
+    "Placement",
+    "RankMismatchError",
+    "Replicate",
+    "RowParallelLinear",
+    "Shard",
+    "TensorParallelConfig",
+    "all_reduce_sum",
+    "broadcast_tensor",
+    "copy",
+    "gather",
+    "get_tensor_parallel_config",
+    "init_tensor_parallel",
+    "reduce",
+    "scatter",
+    "synchronize_across_ranks",
+]

@@ -1,0 +1,156 @@
+"""What `TP_DEBUG` turns on; nothing of it costs anything while the variable is unset.
+
+`TP_DEBUG=1` logs each collective to the logger `torch_tp`, once when it is entered and once
+when it is left. `TP_DEBUG=check` compares, before each collective and at the start of each
+layer, what must be the same on all ranks. `TP_DEBUG=1,check` does both.
+
+The comparison is one all-gather of `_WORDS` int64 words, which are the bytes of a text of
+`name=value` lines behind a checksum, so that nothing from another rank is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from torch_tp import c10d
+from torch_tp.errors import RankMismatchError
+from torch_tp.group import Group
+
+LOGGER = logging.getLogger("torch_tp")
+
+_WORDS = 128
+_MODES = {"", "0", "1", "check"}
+
+
+def enter(
+    operation: str,
+    what: str,
+    tensor: Tensor,
+    group: Group,
+    facts: Mapping[str, object] | None = None,
+) -> Callable[[], None]:
+    """Check and log one collective that is about to start; call the result when it has ended."""
+    modes = _modes()
+    if not modes:
+        return _nothing
+    if "check" in modes:
+        _compare(f"{what}, {operation}", group, tensor, {**tensor_facts(tensor), **(facts or {})})
+    return _log(operation, what, tensor, group) if "1" in modes else _nothing
+
+
+def checking() -> bool:
+    """True under `TP_DEBUG=check`, except while torch.compile traces."""
+    return not torch.compiler.is_compiling() and "check" in _modes()
+
+
+def check(what: str, group: Group, tensor: Tensor, facts: Mapping[str, object]) -> None:
+    """Raise on every rank if the ranks differ in the tensor's shape or dtype or in `facts`.
+
+    Raises:
+        RankMismatchError: names each fact that differs, its values, and the ranks that have them.
+    """
+    _compare(what, group, tensor, {**tensor_facts(tensor), **facts})
+
+
+def tensor_facts(tensor: Tensor) -> dict[str, object]:
+    """Shape, dtype, kind of device."""
+    return {
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "device": tensor.device.type,
+    }
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """A checksum of the tensor's bytes, in reading order."""
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+    # Weights keep equal bytes in another order apart; int64 wraps around, as a hash may.
+    weights = torch.arange(1, data.numel() + 1, dtype=torch.int64) * 0x9E3779B97F4A7C1
+    return f"{int(((data.to(torch.int64) + 1) * weights).sum()) & (2**64 - 1):016x}"
+
+
+def disagreement(rows: Sequence[Mapping[str, str]]) -> str:
+    """What differs between the ranks' facts, `""` if nothing does."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return "; ".join(filter(None, (_difference(name, rows) for name in names)))
+
+
+def _difference(name: str, rows: Sequence[Mapping[str, str]]) -> str:
+    holders: dict[str, list[str]] = {}
+    for rank, row in enumerate(rows):
+        holders.setdefault(row.get(name, "absent"), []).append(str(rank))
+    if len(holders) == 1:
+        return ""
+    values = ", ".join(
+        f"{value} on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}" for value, ranks in holders.items()
+    )
+    return f"{name} is {values}"
+
+
+def _compare(what: str, group: Group, tensor: Tensor, facts: Mapping[str, object]) -> None:
+    if tensor.device.type == "meta":
+        return
+    mine = _pack({"operation": what, **facts}).to(tensor.device)
+    everyone = mine.new_empty(group.size * _WORDS)
+    process_group = group.require(what, "a check of the ranks is asked for by TP_DEBUG=check")
+    c10d.all_gather_single(everyone, mine, group=process_group)
+    reason = disagreement([_unpack(row) for row in everyone.cpu().view(group.size, _WORDS)])
+    if reason:
+        raise RankMismatchError(
+            f"{what}: the ranks of the group disagree: {reason}. This must be the same on all "
+            f"{group.size} ranks (this is rank {group.rank})"
+        )
+
+
+def _pack(facts: Mapping[str, object]) -> Tensor:
+    text = "\n".join(f"{name}={value}" for name, value in facts.items()).encode()
+    room = 8 * (_WORDS - 1)
+    checksum = zlib.crc32(text).to_bytes(8, "little")
+    return torch.frombuffer(bytearray(checksum + text[:room].ljust(room, b"\0")), dtype=torch.int64)
+
+
+def _unpack(row: Tensor) -> dict[str, str]:
+    data = bytes(row.contiguous().view(torch.uint8).tolist())
+    lines = data[8:].rstrip(b"\0").decode(errors="replace").split("\n")
+    facts = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    # Only what did not fit is left to the checksum to tell apart.
+    return facts if data[-1] == 0 else {**facts, "checksum of all facts": data[:8].hex()}
+
+
+def _log(operation: str, what: str, tensor: Tensor, group: Group) -> Callable[[], None]:
+    _configure()
+    line = (
+        f"rank {group.rank} of {group.size}: {operation} of {list(tensor.shape)} "
+        f"{str(tensor.dtype).removeprefix('torch.')} for {what}"
+    )
+    LOGGER.info("%s: entered", line)
+    start = time.perf_counter()
+    return lambda: LOGGER.info("%s: left after %.3f ms", line, 1e3 * (time.perf_counter() - start))
+
+
+def _configure() -> None:
+    if LOGGER.level == logging.NOTSET:
+        LOGGER.setLevel(logging.INFO)
+    if not LOGGER.hasHandlers():
+        LOGGER.addHandler(logging.StreamHandler())
+
+
+def _modes() -> set[str]:
+    value = os.environ.get("TP_DEBUG")
+    if not value:
+        return set()
+    modes = set(value.split(","))
+    if not modes <= _MODES:
+        raise ValueError(f"TP_DEBUG = {value!r}; it must be 1, check, '1,check', 0 or unset")
+    return modes - {"", "0"}
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,164 @@
+"""The linear layer whose input features are cut over the ranks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_tp import checks
+from torch_tp.autocast import autocast
+from torch_tp.functions import scatter_along
+from torch_tp.group import Group, GroupLike
+from torch_tp.linear import Options, ShardedLinear, from_dense
+from torch_tp.placements import Placement, Replicate, Shard
+from torch_tp.products import row_product
+
+
+class RowParallelLinear(ShardedLinear):
+    """`Y = X W^T + b` with `W` cut along dim 1, its input features.
+
+    O = `out_features`, I = `in_features`, P ranks in the group, r this rank in it; `...` is any number of
+    batch dimensions, none and empty ones included.
+
+    | | on rank r | shape |
+    | --- | --- | --- |
+    | weight | `W_r = W[:, r I/P : (r+1) I/P]` | `[O, I/P]` |
+    | bias | `b`, replicated | `[O]` |
+    | input | `X_r`, sharded along its last dimension | `[..., I/P]` |
+    | input, `input_is_parallel=False` | `X`, replicated; the layer takes its slice `X_r` | `[..., I]` |
+    | output | `Y = sum_r X_r W_r^T + b`, replicated, the bias in it once | `[..., O]` |
+    | output, `reduce_output=False` | `X_r W_r^T`, partial, no bias | `[..., O]` |
+    | upstream gradient | `G`, replicated, in either case | `[..., O]` |
+    | gradient of the input | `G W_r`, sharded | `[..., I/P]` |
+    | gradient of the input, `input_is_parallel=False` | `G W`, replicated | `[..., I]` |
+    | gradient of the weight | `G^T X_r`, over the flattened batch | `[O, I/P]` |
+    | gradient of the bias | `G` summed over the batch, whole and equal on every rank | `[O]` |
+
+    | collectives at P > 1 | |
+    | --- | --- |
+    | forward | one all-reduce of `Y`; `reduce_output=False`: none |
+    | backward | none; `input_is_parallel=False`: one all-gather, only if the input needs a gradient |
+
+    At P = 1 this is `torch.nn.Linear`: same bits, no communication, no autograd node of its own.
+
+    Args:
+        in_features: I, a multiple of P.
+        out_features: O, at least 1.
+        bias: whether there is a bias; it starts at zero.
+        master_weight: the whole `[O, I]` weight, the same on all ranks, of which this rank's shard is copied. None
+            draws what `torch.nn.Linear` would draw, see `reset_parameters`.
+        master_bias: the whole `[O]` bias, the same on all ranks, copied. None is zero.
+        input_is_parallel: the input is already sharded; False: it is replicated.
+        reduce_output: sum the ranks' terms; False leaves them partial, and needs `bias=False` or `skip_bias_add=True`.
+        skip_bias_add: return `(Y without bias, bias)`, the bias being the parameter, whole, or None.
+        group: a ProcessGroup or one-dimensional DeviceMesh. None: the group of `init_tensor_parallel`, else the world.
+        rank, world_size: in place of a group, build the shard of this rank without any process group. Its forward
+            raises NoProcessGroupError where it, or the backward it could start, would communicate.
+        device, dtype: of the parameters; by default those of the master weight (else of the master bias), or torch's.
+
+    Raises:
+        ValueError: a size that is no positive integer, or that P does not divide; a master of another shape;
+            `reduce_output=False` with a bias that is added.
+        TypeError: a dtype that is not floating-point; in the forward, an input whose dtype is not the weight's
+            (outside autocast).
+        RuntimeError: this process is not in `group`. NoProcessGroupError, a subclass: there is no process group.
+
+    Source: Megatron-LM (arXiv:1909.08053), section 3; `RowParallelLinear` in
+    `megatron/core/tensor_parallel/layers.py` of that project.
+    """
+
+    weight_placement: ClassVar[Placement] = Shard(1)
+    bias_placement: ClassVar[Placement] = Replicate()
+    flag_names: ClassVar[tuple[str, ...]] = ("input_is_parallel", "reduce_output", "skip_bias_add")
+
+    input_is_parallel: bool
+    reduce_output: bool
+    skip_bias_add: bool
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        master_weight: Tensor | None = None,
+        *,
+        master_bias: Tensor | None = None,
+        input_is_parallel: bool = True,
+        reduce_output: bool = True,
+        skip_bias_add: bool = False,
+        group: GroupLike | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            Options(
+                in_features, out_features, bias, master_weight, master_bias, group, rank, world_size, device, dtype
+            ),
+            {"input_is_parallel": input_is_parallel, "reduce_output": reduce_output, "skip_bias_add": skip_bias_add},
+        )
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        input_is_parallel: bool = True,
+        reduce_output: bool = True,
+        skip_bias_add: bool = False,
+        group: GroupLike | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> RowParallelLinear:
+        """This rank's part of a dense layer that all ranks hold alike.
+
+        Copies; keeps values, dtype, device, requires_grad and training mode. Raises what the constructor does, and a
+        TypeError if `linear` is no `torch.nn.Linear`.
+        """
+        options: dict[str, Any] = {"input_is_parallel": input_is_parallel, "reduce_output": reduce_output}
+        options |= {"skip_bias_add": skip_bias_add, "group": group, "rank": rank, "world_size": world_size}
+        made: RowParallelLinear = from_dense(cls, cls.__name__, linear, options)
+        return made
+
+    @property
+    def in_features_per_rank(self) -> int:
+        """I / P, the input features of this rank."""
+        return self.in_features // self._group.size
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, nn.Parameter | None]:
+        """Apply the layer to this rank's `[..., in_features / P]`, or to a replicated `[..., in_features]`.
+
+        Shapes and errors as in the class's tables.
+        """
+        group = self._enter(x, replicated=not self.input_is_parallel)
+        if self.input_is_parallel:
+            width, means = self.in_features_per_rank, "in_features / P"
+        else:
+            width, means = self.in_features, "in_features"
+        checks.check_input(self._name(), x, self.weight, width, means, group.size)
+        bias = None if self.skip_bias_add else self.bias
+        y = F.linear(x, self.weight, bias) if group.size == 1 else self._parallel(x, bias, group)
+        return (y, self.bias) if self.skip_bias_add else y
+
+    def _parallel(self, x: Tensor, bias: Tensor | None, group: Group) -> Tensor:
+        if self.reduce_output:
+            group.require(self._name(), "reduce_output=True needs an all-reduce")
+        if not self.input_is_parallel and torch.is_grad_enabled() and x.requires_grad:
+            group.require(self._name(), "the gradient of a replicated input needs an all-gather")
+        # Cast before the slice is taken, so that the all-gather of the gradient is in the narrow dtype.
+        x, weight, bias = autocast(x, self.weight, bias)
+        if not self.input_is_parallel:
+            x = scatter_along(x, x.dim() - 1, group)
+        return row_product(x, weight, bias, group) if self.reduce_output else F.linear(x, weight)
+
+    def _flag_conflict(self, bias: bool) -> str:
+        if bias and not self.reduce_output and not self.skip_bias_add:
+            return (
+                "reduce_output=False with bias=True would add the bias to every term of the sum; "
+                "set bias=False or skip_bias_add=True"
+            )
+        return ""

@@ -1,0 +1,72 @@
+"""From the text after --impl to an adapter."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from conformance.adapters.protocol import Adapter, NoSuchAdapter
+
+OURS: Final = {
+    "torch_tp": "conformance.adapters.torch_tp:TorchTp",
+    "numpy": "conformance.adapters.simulated:Simulated",
+}
+# Those that run in the process that asks, so that nothing need be imported to know it.
+CONTROLLERS: Final = ("numpy",)
+_METHODS: Final = ("declare", "declines", "open")
+
+
+def find(name: str) -> Adapter:
+    """The adapter of an implementation, made.
+
+    Raises:
+        NoSuchAdapter: unknown name, failing import, no such class, or a method that is missing.
+    """
+    module_name, colon, class_name = OURS.get(name, name).rpartition(":")
+    if not colon:
+        raise NoSuchAdapter(
+            f"--impl {name}: unknown; it is one of {', '.join(OURS)}, package.module:Class, or path/to/file.py:Class"
+        )
+    module = _module(name, module_name)
+    try:
+        made = getattr(module, class_name)()
+    except AttributeError as error:
+        if hasattr(module, class_name):
+            raise NoSuchAdapter(f"--impl {name}: making {class_name} raised {error!r}") from error
+        raise NoSuchAdapter(f"--impl {name}: {module_name} has no class {class_name}") from None
+    except Exception as error:
+        raise NoSuchAdapter(f"--impl {name}: {class_name}() raised {type(error).__name__}: {error}") from error
+    missing = [method for method in _METHODS if not callable(getattr(made, method, None))]
+    if missing:
+        raise NoSuchAdapter(
+            f"--impl {name}: {class_name} has no method {', '.join(missing)}; derive it from"
+            " conformance.adapters.pytorch.TorchAdapter, or see conformance.adapters.protocol.Adapter"
+        )
+    return made
+
+
+def _module(name: str, module_name: str) -> ModuleType:
+    try:
+        return _from_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except NoSuchAdapter:
+        raise
+    except Exception as error:
+        raise NoSuchAdapter(f"--impl {name}: importing {module_name} raised {type(error).__name__}: {error}") from error
+
+
+def _from_file(file_name: str) -> ModuleType:
+    path = Path(file_name).resolve()
+    if not path.is_file():
+        raise NoSuchAdapter(f"--impl {file_name}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise NoSuchAdapter(f"--impl {file_name}: Python cannot load this file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module

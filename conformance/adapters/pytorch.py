@@ -1,0 +1,147 @@
+"""The base class for PyTorch layers: everything but building the layer.
+
+    from conformance.adapters.pytorch import Layer, TorchAdapter
+
+    class Mine(TorchAdapter):
+        layers = ("column", "row")
+
+        def build(self, layer: Layer, group):
+            cls = MyColumnLinear if layer.kind == "column" else MyRowLinear
+            module = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, process_group=group)
+            module.load_full(layer.weight, layer.bias)
+            return module
+
+and `pytest conformance --impl mine.py:Mine`. This module is imported inside ranks only.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from conformance.adapters.protocol import Declaration, Group
+from spec import Case
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What an adapter is asked to build: the arguments of one layer, or of one of the four functions.
+
+    Attributes:
+        kind: column, row, copy, reduce, gather or scatter.
+        in_features, out_features: of the whole layer (a bad argument may be anything here).
+        weight, bias: the master tensors, whole, on `device`: `[out_features, in_features]` and `[out_features]` or
+            None. Both None where the layer is to draw its own (`wants_bias` says whether it has a bias).
+        flags: column: gather_output, skip_bias_add; row: input_is_parallel, reduce_output, skip_bias_add.
+        dim: of gather and scatter.
+        rank, size: in the group.
+    """
+
+    kind: str
+    in_features: Any
+    out_features: Any
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    wants_bias: bool
+    dtype: torch.dtype
+    device: torch.device
+    rank: int
+    size: int
+    flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    dim: int = -1
+
+
+class TorchAdapter:
+    """An implementation in PyTorch, one process per rank.
+
+    A subclass sets `layers` and writes `build`; the rest has defaults for a module with parameters `weight` and `bias`.
+
+    Attributes:
+        name: for the header.
+        layers: which of column, row, copy, reduce, gather, scatter it has.
+        flags: the layers' flags that it has; cases that need another are declined.
+        procedures_declined: procedure -> reason.
+        accepts: faults that it accepts on purpose -> reason (other semantics; never a failure).
+        strict: SHOULD clauses count as MUST.
+        draws_initial_values: `build` works with weight None and the module has `reset_parameters`.
+        observable: False where the layer's transport is not torch.distributed.
+    """
+
+    controller = False
+    name = ""
+    layers: Sequence[str] = ("column", "row")
+    flags: Sequence[str] = ("bias",)
+    procedures_declined: Mapping[str, str] = {}
+    accepts: Mapping[str, str] = {}
+    strict = False
+    draws_initial_values = False
+    observable = True
+
+    def build(self, layer: Layer, group: dist.ProcessGroup) -> torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]:
+        """The layer, holding its shard of the masters; for the four functions a callable of one tensor."""
+        raise NotImplementedError(f"{type(self).__name__}.build: return the layer for a Layer and a process group")
+
+    def parameters(self, module: torch.nn.Module) -> dict[str, torch.nn.Parameter | None]:
+        """The module's parameters under the names weight and bias; None where it has no bias."""
+        return {"weight": module.weight, "bias": module.bias}
+
+    def call(self, module: Any, x: torch.Tensor) -> Any:
+        """One forward; what it returns is a tensor, or a pair (output, bias) for skip_bias_add."""
+        return module(x)
+
+    def set_up(self, group: Group) -> None:
+        """Once per group, before the first build."""
+
+    def tear_down(self) -> None:
+        """Once per group, at its end."""
+
+    def versions(self) -> dict[str, str]:
+        """Further versions for the header."""
+        return {}
+
+    def unsupported(self, case: Case) -> str:
+        """A further reason to decline a case, or an empty string."""
+        return ""
+
+    def declare(self) -> Declaration:
+        """What the implementation says of itself, and the numerics switches of this process."""
+        versions = {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__}
+        matmul = torch.backends.cuda.matmul
+        flags = {
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "allow_tf32": str(matmul.allow_tf32),
+            "bf16_reduced_precision_reduction": str(matmul.allow_bf16_reduced_precision_reduction),
+            "fp16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),
+        }
+        return Declaration(
+            self.name or type(self).__name__, {**versions, **self.versions()}, self.strict, dict(self.accepts), flags
+        )
+
+    def declines(self, case: Case) -> str:
+        """Why this implementation does not have this case, or an empty string."""
+        if case.layer not in self.layers:
+            return f"has no {case.layer}"
+        wanted = [name for name in ("bias", "gather_output", "skip_bias_add") if getattr(case, name)]
+        wanted += [name for name in ("input_is_parallel", "reduce_output") if not getattr(case, name)]
+        for name in wanted:
+            if name not in self.flags:
+                return f"has no {name}"
+        if case.procedure in self.procedures_declined:
+            return self.procedures_declined[case.procedure]
+        if case.procedure == "init" and not self.draws_initial_values:
+            return "draws no initial values"
+        if case.fault in self.accepts:
+            return f"accepts it on purpose: {self.accepts[case.fault]}"
+        return self.unsupported(case)
+
+    def open(self, group: Group) -> Any:
+        """A session that runs cases on one group."""
+        from conformance.adapters.torch_session import TorchSession
+
+        return TorchSession(self, group)

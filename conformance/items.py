@@ -1,0 +1,94 @@
+"""The items of the suite: procedure x layer x P x dtype. Every clause that applies judges each example of an item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from spec.case import DTYPES, FUNCTIONS, LAYERS, LINEAR
+
+COPIES = ("deepcopy", "pickle", "functional-call", "checkpoint", "checkpoint-reentrant")
+
+
+@dataclass(frozen=True, repr=False)
+class Item:
+    """A set of cases that one test explores.
+
+    Attributes:
+        world: number of ranks; world / P groups run at once.
+        autocast: "" or the autocast dtype.
+    """
+
+    procedure: str
+    layer: str
+    P: int
+    dtype: str
+    world: int = 0
+    autocast: str = ""
+
+    @property
+    def cost(self) -> str:
+        """Which test runs it: item, waiting_item with fewer examples, compiled_item with few."""
+        if self.procedure.startswith("compile"):
+            return "compiled_item"
+        return "waiting_item" if self.procedure == "delay" else "item"
+
+    def __str__(self) -> str:
+        ranks = f"P{self.P}of{self.world}" if self.world not in (0, self.P) else f"P{self.P}"
+        kind = f"autocast-{self.autocast}" if self.autocast else self.dtype
+        return f"{self.procedure}-{self.layer}-{ranks}-{kind}"
+
+    __repr__ = __str__
+
+
+def items(world_sizes: Sequence[int] = (1, 2, 4)) -> list[Item]:
+    """All items whose world is one of these sizes, small worlds first."""
+    return sorted(
+        (item for item in _all() if max(item.P, item.world) in world_sizes), key=lambda item: max(item.P, item.world)
+    )
+
+
+def _all() -> Iterator[Item]:
+    sizes = (1, 2, 4)
+    for P in sizes:
+        for layer in LAYERS:
+            for dtype in DTYPES:
+                yield Item("run", layer, P, dtype)
+            for procedure in ("twice", "no-grad", "inference"):
+                yield Item(procedure, layer, P, "float32")
+        for layer in LINEAR:
+            yield Item("run", layer, P, "float32", autocast="bfloat16")
+            for dtype in DTYPES:
+                yield Item("precision", layer, P, dtype)
+            for procedure in ("accumulate", "interleave", "init", "state-dict", *COPIES, "refuse"):
+                yield Item(procedure, layer, P, "float32")
+    yield from _between_ranks()
+    yield from _compiled(sizes)
+
+
+def _between_ranks() -> Iterator[Item]:
+    """What needs at least two ranks to go wrong."""
+    for P in (2, 4):
+        for layer in LAYERS:
+            yield Item("delay", layer, P, "float32")
+        for layer in ("copy", "reduce"):
+            for dtype in ("float32", "bfloat16"):
+                yield Item("precision", layer, P, dtype)
+        for layer in ("gather", "scatter"):
+            yield Item("refuse", layer, P, "float32")
+    for layer in LAYERS:
+        yield Item("run", layer, 2, "float32", world=4)
+    for layer in LINEAR:
+        yield Item("run", layer, 1, "float32", world=2)
+        yield Item("accumulate", layer, 2, "float32", world=4)
+
+
+def _compiled(sizes: Sequence[int]) -> Iterator[Item]:
+    """Compiling takes seconds, so few examples."""
+    for P in sizes:
+        for layer in LINEAR:
+            yield Item("compile", layer, P, "float32")
+    for layer in FUNCTIONS:
+        yield Item("compile", layer, 2, "float32")
+    for layer in LINEAR:
+        yield Item("compile-inductor", layer, 2, "float32")

@@ -1,0 +1,83 @@
+"""Known deviations of an implementation, in a TOML file of its maintainers' own.
+
+    [[deviation]]
+    clause = "row.backward.bias-grad"
+    when = { layer = "row", bias = true }
+    case = "row P=2 batch=1 in=2 out=1 float32 bias seed=0"
+    reason = "the bias lives on rank 0 only"
+    link = "https://..."
+
+`when` holds fields of Case that must be equal; `case` is one line that shows the deviation. The file is strict: the
+suite runs each `case`, and an entry whose case does not break its clause any more fails the run.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from spec import REGISTER, Case
+
+
+class BadKnownFile(ValueError):
+    """A file of known deviations that says something impossible; the text names the entry and what would be right."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One entry."""
+
+    clause: str
+    case: Case
+    reason: str
+    when: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    link: str = ""
+
+    def explains(self, clause: str, case: Case) -> bool:
+        """Whether a violation of `clause` by `case` is this one."""
+        return clause == self.clause and all(getattr(case, name) == value for name, value in self.when.items())
+
+
+@dataclass(frozen=True)
+class Known:
+    """All entries of one file."""
+
+    deviations: tuple[Deviation, ...] = ()
+
+    def explains(self, clause: str, case: Case) -> bool:
+        """Whether any entry covers this violation."""
+        return any(entry.explains(clause, case) for entry in self.deviations)
+
+    @classmethod
+    def read(cls, path: str) -> Known:
+        """The entries of a file.
+
+        Raises:
+            BadKnownFile: no such file, no TOML, an unknown clause or field, or a case that is none.
+        """
+        try:
+            entries = tomllib.loads(Path(path).read_text()).get("deviation", [])
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise BadKnownFile(f"--known {path}: {error}") from None
+        return cls(tuple(_deviation(f"--known {path}, entry {n + 1}", entry) for n, entry in enumerate(entries)))
+
+
+def _deviation(where: str, entry: Mapping[str, Any]) -> Deviation:
+    names = {f.name for f in fields(Deviation)}
+    missing = [name for name in ("clause", "case", "reason") if name not in entry]
+    unknown = [name for name in entry if name not in names]
+    if missing or unknown:
+        raise BadKnownFile(f"{where}: missing {missing}, unknown {unknown}; an entry has {sorted(names)}")
+    if entry["clause"] not in REGISTER:
+        raise BadKnownFile(f"{where}: there is no clause {entry['clause']!r}; `python -m spec` lists them")
+    foreign = [name for name in entry.get("when", {}) if name not in {f.name for f in fields(Case)}]
+    if foreign:
+        raise BadKnownFile(f"{where}: `when` has {foreign}, which no Case has")
+    try:
+        case = Case.parse(entry["case"])
+    except ValueError as error:
+        raise BadKnownFile(f"{where}: {error}") from None
+    return Deviation(**{**entry, "case": case})

@@ -1,0 +1,169 @@
+"""Cases as Hypothesis strategies. P and per-rank sizes are drawn, never totals that must divide, never tensor elements.
+
+Every alternative stands simplest first, because that is what Hypothesis shrinks to.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Final
+
+from hypothesis import strategies as st
+
+from conformance.items import Item
+from spec import Case
+from spec.case import LINEAR
+from spec.contract import runs_backward
+from spec.faults import faults_of
+
+BATCHES: Final = ((1,), (2,), (3,), (), (0,), (2, 3), (5,), (1, 2, 3), (3, 0), (2, 1, 3, 2))
+LAYOUTS: Final = (
+    ("contiguous", "contiguous"),
+    ("transposed", "contiguous"),
+    ("contiguous", "transposed"),
+    ("strided", "strided"),
+    ("expanded", "contiguous"),
+    ("contiguous", "expanded"),
+    ("offset", "offset"),
+    ("transposed", "expanded"),
+)
+FROZEN: Final = ("", "x", "w", "b", "xw", "xb", "wb", "xwb")
+SIZES: Final = (1, 2, 3, 5, 7, 4)
+LONG: Final = (64, 96, 128)
+COLUMN_FLAGS: Final = ((), ("gather_output",), ("skip_bias_add",))
+ROW_FLAGS: Final = (
+    (),
+    ("input_is_parallel",),
+    ("skip_bias_add",),
+    ("reduce_output",),
+    ("input_is_parallel", "skip_bias_add"),
+)
+# Procedures that need a gradient of x, or whose subject is something else: no layouts, nothing frozen.
+_PLAIN: Final = frozenset(
+    {"init", "state-dict", "refuse", "precision", "checkpoint-reentrant", "compile", "compile-inductor"}
+)
+_NO_FROZEN: Final = _PLAIN | {"no-grad", "inference", "accumulate", "interleave", "delay"}
+
+_seeds = st.integers(0, 2**16)
+
+
+@cache
+def cases(item: Item) -> st.SearchStrategy[Case]:
+    """The cases of an item."""
+    if item.layer in LINEAR:
+        return _precise(item) if item.procedure == "precision" else _linear(item)
+    return _function(item)
+
+
+def _fixed(item: Item) -> dict[str, Any]:
+    fixed: dict[str, Any] = {"layer": item.layer, "P": item.P, "dtype": item.dtype, "procedure": item.procedure}
+    if item.autocast:
+        fixed["autocast"] = item.autocast
+    if item.world:
+        fixed["world"] = item.world
+    return fixed
+
+
+def _groups(item: Item, draw: Any) -> dict[str, Any]:
+    return {"groups": draw(st.sampled_from(("neighbouring", "interleaved")))} if item.world > item.P > 1 else {}
+
+
+@st.composite
+def _linear(draw: Any, item: Item) -> Case:
+    cut, other = item.P * draw(st.sampled_from(SIZES[:4])), draw(st.sampled_from(SIZES))
+    sizes = (
+        {"out_features": cut, "in_features": other}
+        if item.layer == "column"
+        else {"in_features": cut, "out_features": other}
+    )
+    bias = draw(st.booleans())
+    chosen = draw(st.sampled_from(COLUMN_FLAGS if item.layer == "column" else ROW_FLAGS))
+    flags = _flags(chosen, bias)
+    fields = _fixed(item) | sizes | flags | {"batch": draw(st.sampled_from(BATCHES)), "bias": bias}
+    if item.procedure not in _PLAIN:
+        fields["x"], fields["g"] = draw(st.sampled_from(LAYOUTS))
+    if item.procedure not in _NO_FROZEN:
+        frozen = draw(st.sampled_from(FROZEN))
+        fields["frozen"] = frozen if bias else frozen.replace("b", "")
+    fields |= _groups(item, draw)
+    seed = draw(_seeds)
+    if item.procedure != "refuse":
+        return _canonical(Case(**fields, seed=seed))
+    del fields["procedure"]
+    plain = Case(**fields)
+    return Case(**fields, procedure="refuse", fault=draw(st.sampled_from(faults_of(plain))), seed=seed)
+
+
+def _flags(chosen: tuple[str, ...], bias: bool) -> dict[str, bool]:
+    """Flags by name; reduce_output=False leaves no place for a bias but skip_bias_add."""
+    flags = {name: name not in ("input_is_parallel", "reduce_output") for name in chosen}
+    if "reduce_output" in chosen and bias:
+        flags["skip_bias_add"] = True
+    return flags
+
+
+def _canonical(case: Case) -> Case:
+    """Without a layout for an upstream gradient that the case does not have."""
+    if case.g != "contiguous" and not runs_backward(case):
+        return Case(**{**_fields(case), "g": "contiguous"})
+    return case
+
+
+def _fields(case: Case) -> dict[str, Any]:
+    return {name: getattr(case, name) for name in case.__dataclass_fields__}
+
+
+@st.composite
+def _precise(draw: Any, item: Item) -> Case:
+    """Real values with at least 64 terms in one of the sums: of Y, of dX, of dW and db."""
+    long, length = draw(st.sampled_from(("in", "rows", "out"))), draw(st.sampled_from(LONG))
+    cut, other, rows = (
+        item.P * draw(st.sampled_from((1, 2, 3))),
+        draw(st.sampled_from((1, 2, 3))),
+        draw(st.sampled_from((1, 2, 3))),
+    )
+    sizes = {"in": cut if item.layer == "row" else other, "out": cut if item.layer == "column" else other, "rows": rows}
+    sizes[long] = length * (item.P if long != "rows" else 1)
+    flags = draw(st.sampled_from(((), ("reduce_output",)))) if item.layer == "row" else ()
+    bias = draw(st.booleans())
+    return Case(
+        **_fixed(item),
+        in_features=sizes["in"],
+        out_features=sizes["out"],
+        batch=(sizes["rows"],),
+        bias=bias,
+        values=draw(
+            st.sampled_from(
+                ("positive", "gaussian", "cancel") if item.layer == "row" and item.P > 1 else ("positive", "gaussian")
+            )
+        ),
+        **_flags(flags, bias),
+        seed=draw(_seeds),
+    )
+
+
+@st.composite
+def _function(draw: Any, item: Item) -> Case:
+    batch, width = draw(st.sampled_from(BATCHES)), draw(st.sampled_from(SIZES))
+    fields = _fixed(item)
+    if item.layer in ("gather", "scatter"):
+        shape = [*batch, width]
+        dim = (
+            draw(st.integers(-len(shape), len(shape) - 1).map(lambda d: -1 - d if d >= 0 else d))
+            if len(shape) > 1
+            else -1
+        )
+        shape[dim] *= item.P
+        batch, width = tuple(shape[:-1]), shape[-1]
+        fields["dim"] = dim
+    if item.procedure == "precision":
+        fields["values"] = draw(st.sampled_from(("positive", "gaussian")))
+    elif item.procedure not in _PLAIN:
+        fields["x"], fields["g"] = draw(st.sampled_from(LAYOUTS))
+    fields |= {"batch": batch, "in_features": width} | _groups(item, draw)
+    seed = draw(_seeds)
+    if item.procedure != "refuse":
+        return _canonical(Case(**fields, seed=seed))
+    del fields["procedure"]
+    plain = Case(**fields)
+    return Case(**fields, procedure="refuse", fault=draw(st.sampled_from(faults_of(plain))), seed=seed)

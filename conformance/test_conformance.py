@@ -1,0 +1,53 @@
+"""The suite itself: one test per item, each of its examples judged by every clause that applies."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conformance.items import Item
+from conformance.known import Deviation
+from conformance.report import raise_first
+from conformance.strategies import cases
+from conformance.suite import Suite
+
+# Relative to the profile's number, because waiting and compiling cost a hundred times as much as a plain example.
+_FEWER = settings(max_examples=max(settings.default.max_examples // 5, 1) if settings.default else 1)
+_FEW = settings(max_examples=max(settings.default.max_examples // 12, 1) if settings.default else 1)
+
+
+def examine(item: Item, suite: Suite, data: st.DataObject) -> None:
+    """Draw one case, run it, and raise the first clause that it breaks."""
+    __tracebackhide__ = True
+    case = data.draw(cases(item), label="case")
+    verdict = suite.examine(case)
+    raise_first(suite.options, verdict, suite.blamed(verdict))
+
+
+@given(data=st.data())
+def test_conforms(item: Item, suite: Suite, data: st.DataObject) -> None:
+    __tracebackhide__ = True
+    examine(item, suite, data)
+
+
+@_FEWER
+@given(data=st.data())
+def test_waits(waiting_item: Item, suite: Suite, data: st.DataObject) -> None:
+    __tracebackhide__ = True
+    examine(waiting_item, suite, data)
+
+
+@_FEW
+@given(data=st.data())
+def test_compiles(compiled_item: Item, suite: Suite, data: st.DataObject) -> None:
+    __tracebackhide__ = True
+    examine(compiled_item, suite, data)
+
+
+def test_known_deviation_is_still_there(deviation: Deviation, suite: Suite) -> None:
+    verdict = suite.examine(deviation.case)
+    broken = [finding.clause.name for finding in verdict.findings]
+
+    assert deviation.clause in broken, (
+        f"{deviation.case} does not break {deviation.clause} any more: take the entry out"
+    )

@@ -1,178 +1,18 @@
-"""The suite's command line, its Hypothesis profiles, its header and its closing table."""
+"""Brings the suite's plugin into any run that collects this folder.
+
+pytest knows a plugin's options early enough only if the folder is named on the command line; where it is named as a
+package, the plugin is named too: `pytest -p conformance.plugin --pyargs conformance --impl mine.py:Mine`.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator
-from pathlib import Path
-from typing import Any
-
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 
-from conformance.items import items
-from conformance.known import BadKnownFile, Known
-from conformance.report import adapter_sentence, closing_table, header
-from conformance.suite import Options, StartFailed, Suite
-from conformance.tally import Tally
+from conformance import plugin
 
-_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-# Without the explain phase: it traces every line, and points at the suite's own.
-_PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
-settings.register_profile(
-    "quick", max_examples=25, deadline=None, suppress_health_check=_SLOW, print_blob=False, phases=_PHASES
-)
-settings.register_profile("ci", settings.get_profile("quick"), derandomize=True, database=None)
-settings.register_profile("deep", settings.get_profile("quick"), max_examples=1000)
-settings.load_profile("ci" if os.environ.get("CI") else "quick")
-
-_tally = pytest.StashKey[Tally]()
-_suite = pytest.StashKey[Suite]()
+_NAME = "conformance.plugin"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("conformance", "conformance to the contract of tensor-parallel layers")
-    group.addoption("--impl", default="torch_tp", help="torch_tp, numpy, package.module:Class or path/to/file.py:Class")
-    group.addoption("--world-sizes", default="1,2,4", help="world sizes to run, of 1, 2 and 4")
-    group.addoption("--backend", default="gloo", choices=("gloo", "nccl"), help="backend of the ranks' process groups")
-    group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the ranks' tensors live")
-    group.addoption(
-        "--clause", action="append", default=[], help="judge only clauses whose name begins so (repeatable)"
-    )
-    group.addoption("--known", default="", help="TOML file of known deviations")
-
-
-def options_of(config: pytest.Config) -> Options:
-    """The options of a run.
-
-    Raises:
-        pytest.UsageError: a world size that is none of 1, 2, 4, an unknown clause, a bad file of known deviations.
-    """
-    from spec import REGISTER
-
-    words = str(config.getoption("--world-sizes")).split(",")
-    if not words or set(words) - {"1", "2", "4"}:
-        raise pytest.UsageError(f"--world-sizes {','.join(words)}: give some of 1, 2, 4, separated by commas")
-    for prefix in config.getoption("--clause"):
-        if not any(name.startswith(prefix) for name in REGISTER):
-            raise pytest.UsageError(f"--clause {prefix}: no clause begins so; `python -m spec` lists them")
-    known = config.getoption("--known")
-    try:
-        Known.read(known) if known else None
-    except BadKnownFile as error:
-        raise pytest.UsageError(str(error)) from None
-    return Options(
-        config.getoption("--impl"),
-        tuple(sorted(map(int, words))),
-        config.getoption("--backend"),
-        config.getoption("--device"),
-        tuple(config.getoption("--clause")),
-        known,
-        (str(Path.cwd()),),
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    options = options_of(config)
-    _check_devices(options)
-    config.stash[_tally] = Tally()
-    config.stash[_suite] = Suite(options)
-    if not hasattr(config, "workerinput"):
-        try:
-            _ = config.stash[_suite].declaration
-        except StartFailed as error:
-            config.stash[_suite].close()
-            raise pytest.UsageError(adapter_sentence(error)) from None
-
-
-def _check_devices(options: Options) -> None:
-    if options.backend == "nccl" and options.device != "cuda":
-        raise pytest.UsageError("--backend nccl needs --device cuda: NCCL moves tensors between GPUs only")
-    if options.device == "cuda":
-        from conformance.devices import gpu_count
-
-        gpus = gpu_count()
-        if gpus == 0:
-            raise pytest.UsageError("--device cuda: torch sees no GPU here; leave it out to run on the CPU")
-        if options.backend == "nccl" and max(options.world_sizes) > gpus:
-            raise pytest.UsageError(
-                f"--backend nccl --world-sizes {','.join(map(str, options.world_sizes))}: NCCL wants one GPU per rank"
-                f" and there are {gpus}; use --world-sizes up to {gpus}, or --backend gloo, which shares a GPU"
-            )
-
-
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    suite = config.stash[_suite]
-    profile = settings.get_current_profile_name()
-    seed = config.getoption("--hypothesis-seed", None)
-    return header(
-        suite.options,
-        suite,
-        profile,
-        str(seed) if seed is not None else "derandomized" if profile == "ci" else "random",
-    )
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    suite = metafunc.config.stash[_suite]
-    for cost in ("item", "waiting_item", "compiled_item"):
-        if cost in metafunc.fixturenames:
-            chosen = [item for item in items(suite.options.world_sizes) if item.cost == cost]
-            metafunc.parametrize(cost, chosen, ids=str)
-    if "deviation" in metafunc.fixturenames:
-        known = Known.read(suite.options.known) if suite.options.known else Known()
-        names = [f"{entry.clause}-{number}" for number, entry in enumerate(known.deviations)]
-        metafunc.parametrize("deviation", known.deviations, ids=names)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where there is nothing to choose from, such as known deviations without a file of them, there is no test."""
-    items[:] = [item for item in items if not item.name.endswith("[NOTSET]")]
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """A failure of ranks that did not come back fails its test, since Hypothesis never saw it."""
-    suite = item.config.stash[_suite]
-    before = len(suite.tally.intermittent)
-    suite.begin_item()
-    yield
-    texts = suite.tally.intermittent[before:]
-    if texts:
-        pytest.fail("a failure of ranks did not come back on fresh ranks:\n" + "\n".join(texts), pytrace=False)
-
-
-@pytest.fixture(scope="session")
-def suite(pytestconfig: pytest.Config) -> Suite:
-    """The implementation under examination, with this worker's ranks."""
-    from spec.reference import cache_compilations_in
-
-    cache_compilations_in(str(pytestconfig.cache.mkdir("jax")) if pytestconfig.cache else "")
-    return pytestconfig.stash[_suite]
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    config = session.config
-    suite = config.stash[_suite]
-    suite.close()
-    if hasattr(config, "workeroutput"):
-        config.workeroutput["tally"] = suite.tally.as_data()
-    else:
-        config.stash[_tally].add(suite.tally)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    data = getattr(node, "workeroutput", {}).get("tally")
-    if data:
-        node.config.stash[_tally].add(Tally.from_data(data))
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    options = config.stash[_suite].options
-    not_run = [f"world size {size}: not in --world-sizes" for size in (1, 2, 4) if size not in options.world_sizes]
-    if options.clauses:
-        not_run.append(f"clauses that do not begin with {' or '.join(options.clauses)}: --clause")
-    terminalreporter.section(f"conformance of {config.stash[_suite].declaration.name}")
-    for line in closing_table(config.stash[_tally], options.world_sizes, not_run):
-        terminalreporter.write_line(line)
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    if not pluginmanager.has_plugin(_NAME):
+        pluginmanager.register(plugin, _NAME)

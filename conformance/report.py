@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from conformance.diagnosis import diagnose
 from conformance.suite import Options, Suite, Verdict
 from conformance.tally import Tally
-from spec import REGISTER, ContractViolation, Finding, Observation
+from spec import REGISTER, Case, ContractViolation, Finding, Observation
 from spec.clauses.ranks import table_of_collectives
 
 _INDENT = "           "
@@ -37,7 +38,19 @@ def failure(options: Options, verdict: Verdict, blamed: Sequence[Finding]) -> st
     others = dict.fromkeys(finding.clause.name for finding in blamed if finding.clause is not clause)
     if others:
         lines += _wrapped("also", "broken by this case: " + ", ".join(others))
-    return "\n".join(lines + _collectives(verdict.groups[first.group]))
+    seen = verdict.groups[first.group]
+    for number, line in enumerate(diagnosis(verdict.case, first.group, seen)):
+        lines += _wrapped("looks" if number == 0 else "", line)
+    return "\n".join(lines + _collectives(seen))
+
+
+def diagnosis(case: Case, group: int, seen: Sequence[Observation]) -> list[str]:
+    """What the wrong tensors of one group look like."""
+    if any(entry.fate != "returned" for entry in seen):
+        return []
+    from spec.reference import truth
+
+    return diagnose(case, truth(case, group), seen)
 
 
 def raise_first(options: Options, verdict: Verdict, blamed: Sequence[Finding]) -> None:

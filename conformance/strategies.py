@@ -5,6 +5,7 @@ Every alternative stands simplest first, because that is what Hypothesis shrinks
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from conformance.items import Item
 from spec import Case
-from spec.case import LINEAR
+from spec.case import FUNCTIONS
 from spec.contract import runs_backward
 from spec.faults import faults_of
 
@@ -30,14 +31,12 @@ LAYOUTS: Final = (
 FROZEN: Final = ("", "x", "w", "b", "xw", "xb", "wb", "xwb")
 SIZES: Final = (1, 2, 3, 5, 7, 4)
 LONG: Final = (64, 96, 128)
-COLUMN_FLAGS: Final = ((), ("gather_output",), ("skip_bias_add",))
-ROW_FLAGS: Final = (
-    (),
-    ("input_is_parallel",),
-    ("skip_bias_add",),
-    ("reduce_output",),
-    ("input_is_parallel", "skip_bias_add"),
-)
+# The flags that leave their default, per layer.
+FLAGS: Final = {
+    "column": ((), ("gather_output",), ("skip_bias_add",)),
+    "row": ((), ("input_is_parallel",), ("skip_bias_add",), ("reduce_output",), ("input_is_parallel", "skip_bias_add")),
+    "pair": ((), ("gather_output", "input_is_parallel")),
+}
 # Procedures that need a gradient of x, or whose subject is something else: no layouts, nothing frozen.
 _PLAIN: Final = frozenset(
     {"init", "state-dict", "refuse", "precision", "checkpoint-reentrant", "compile", "compile-inductor"}
@@ -50,9 +49,9 @@ _seeds = st.integers(0, 2**16)
 @cache
 def cases(item: Item) -> st.SearchStrategy[Case]:
     """The cases of an item."""
-    if item.layer in LINEAR:
-        return _precise(item) if item.procedure == "precision" else _linear(item)
-    return _function(item)
+    if item.layer in FUNCTIONS:
+        return _function(item)
+    return _precise(item) if item.procedure == "precision" else _layered(item)
 
 
 def _fixed(item: Item) -> dict[str, Any]:
@@ -69,29 +68,38 @@ def _groups(item: Item, draw: Any) -> dict[str, Any]:
 
 
 @st.composite
-def _linear(draw: Any, item: Item) -> Case:
-    cut, other = item.P * draw(st.sampled_from(SIZES[:4])), draw(st.sampled_from(SIZES))
-    sizes = (
-        {"out_features": cut, "in_features": other}
-        if item.layer == "column"
-        else {"in_features": cut, "out_features": other}
-    )
+def _layered(draw: Any, item: Item) -> Case:
     bias = draw(st.booleans())
-    chosen = draw(st.sampled_from(COLUMN_FLAGS if item.layer == "column" else ROW_FLAGS))
-    flags = _flags(chosen, bias)
+    flags = _flags(draw(st.sampled_from(FLAGS[item.layer])), bias)
+    sizes = _sizes(item, draw(st.sampled_from(SIZES[:4])), draw(st.sampled_from(SIZES)))
+    if item.layer == "pair":
+        sizes["out_features"] = draw(st.sampled_from(SIZES))
     fields = _fixed(item) | sizes | flags | {"batch": draw(st.sampled_from(BATCHES)), "bias": bias}
     if item.procedure not in _PLAIN:
         fields["x"], fields["g"] = draw(st.sampled_from(LAYOUTS))
     if item.procedure not in _NO_FROZEN:
         frozen = draw(st.sampled_from(FROZEN))
         fields["frozen"] = frozen if bias else frozen.replace("b", "")
+    return _finished(draw, item, fields)
+
+
+def _sizes(item: Item, per_rank: int, other: int) -> dict[str, int]:
+    cut = item.P * per_rank
+    if item.layer == "pair":
+        return {"in_features": other, "hidden_features": cut}
+    first, second = ("out_features", "in_features") if item.layer == "column" else ("in_features", "out_features")
+    return {first: cut, second: other}
+
+
+def _finished(draw: Any, item: Item, fields: dict[str, Any]) -> Case:
+    """The case of these fields: its groups, its seed and, where it is to be refused, its fault."""
     fields |= _groups(item, draw)
     seed = draw(_seeds)
     if item.procedure != "refuse":
         return _canonical(Case(**fields, seed=seed))
     del fields["procedure"]
-    plain = Case(**fields)
-    return Case(**fields, procedure="refuse", fault=draw(st.sampled_from(faults_of(plain))), seed=seed)
+    fault = draw(st.sampled_from(faults_of(Case(**fields))))
+    return Case(**fields, procedure="refuse", fault=fault, seed=seed)
 
 
 def _flags(chosen: tuple[str, ...], bias: bool) -> dict[str, bool]:
@@ -104,13 +112,7 @@ def _flags(chosen: tuple[str, ...], bias: bool) -> dict[str, bool]:
 
 def _canonical(case: Case) -> Case:
     """Without a layout for an upstream gradient that the case does not have."""
-    if case.g != "contiguous" and not runs_backward(case):
-        return Case(**{**_fields(case), "g": "contiguous"})
-    return case
-
-
-def _fields(case: Case) -> dict[str, Any]:
-    return {name: getattr(case, name) for name in case.__dataclass_fields__}
+    return case if runs_backward(case) else replace(case, g="contiguous")
 
 
 @st.composite
@@ -160,10 +162,4 @@ def _function(draw: Any, item: Item) -> Case:
         fields["values"] = draw(st.sampled_from(("positive", "gaussian")))
     elif item.procedure not in _PLAIN:
         fields["x"], fields["g"] = draw(st.sampled_from(LAYOUTS))
-    fields |= {"batch": batch, "in_features": width} | _groups(item, draw)
-    seed = draw(_seeds)
-    if item.procedure != "refuse":
-        return _canonical(Case(**fields, seed=seed))
-    del fields["procedure"]
-    plain = Case(**fields)
-    return Case(**fields, procedure="refuse", fault=draw(st.sampled_from(faults_of(plain))), seed=seed)
+    return _finished(draw, item, fields | {"batch": batch, "in_features": width})

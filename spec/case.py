@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import Any, Final
 
 LINEAR: Final = ("column", "row")
+COMPOSED: Final = ("pair",)
 FUNCTIONS: Final = ("copy", "reduce", "gather", "scatter")
-LAYERS: Final = LINEAR + FUNCTIONS
+LAYERS: Final = LINEAR + COMPOSED + FUNCTIONS
 DTYPES: Final = ("float32", "float64", "bfloat16", "float16")
 AUTOCAST: Final = ("", "bfloat16", "float16")
 LAYOUTS: Final = ("contiguous", "transposed", "strided", "expanded", "offset")
@@ -26,6 +27,7 @@ PROCEDURES: Final = {
     "run": "forward and backward, once",
     "precision": "forward and backward on real values, judged by the derived bound",
     "twice": "the same forward and backward again, with fresh gradients: the same bits",
+    "retain": "two backwards through one graph: the gradients double",
     "accumulate": "two forwards and backwards on different data: the gradients add up",
     "interleave": "two layers a, b of equal sizes: forward a, forward b, backward a, backward b",
     "delay": "the same again while every rank waits a different time around each collective: the same bits",
@@ -55,6 +57,7 @@ _KEYED: Final[dict[str, str]] = {
     "P": "P",
     "batch": "batch",
     "in": "in_features",
+    "hidden": "hidden_features",
     "out": "out_features",
     "dim": "dim",
     "input_is_parallel": "input_is_parallel",
@@ -81,7 +84,8 @@ class Case:
     """One example of the contract.
 
     Sizes are those of the whole, unsharded tensors. For the two linear layers X is `[*batch, in_features]`, W is
-    `[out_features, in_features]`; for the four functions the tensor is `[*batch, in_features]` and `dim` the dimension
+    `[out_features, in_features]`; a pair is a column layer to `hidden_features`, relu, and a row layer to
+    `out_features`; for the four functions the tensor is `[*batch, in_features]` and `dim` the dimension
     that is gathered or scattered. `P` is the size of the tensor-parallel group, `world` the number of ranks that run:
     a multiple of P, whose ranks form world / P groups with different data.
 
@@ -93,6 +97,7 @@ class Case:
     P: int
     in_features: int
     out_features: int = 0
+    hidden_features: int = 0
     batch: tuple[int, ...] = ()
     dim: int = -1
     dtype: str = "float32"
@@ -144,7 +149,13 @@ class Case:
 
     @property
     def linear(self) -> bool:
+        """Whether this is one of the two linear layers."""
         return self.layer in LINEAR
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether the layer has weights: the two linear layers, and their pair."""
+        return self.layer not in FUNCTIONS
 
     @property
     def rows(self) -> int:
@@ -170,11 +181,13 @@ class Case:
 
 def _words(case: Case) -> list[str]:
     words = [case.layer, f"P={case.P}", f"batch={'x'.join(map(str, case.batch)) or 'none'}", f"in={case.in_features}"]
-    if case.linear:
+    if case.hidden_features:
+        words.append(f"hidden={case.hidden_features}")
+    if case.has_parameters:
         words.append(f"out={case.out_features}")
     words.append(case.dtype)
     words += [word for word in ("bias", "gather_output", "skip_bias_add") if getattr(case, word)]
-    for key, name in list(_KEYED.items())[4:-1]:
+    for key, name in list(_KEYED.items())[5:-1]:
         value, default = getattr(case, name), case.P if name == "world" else _DEFAULTS[name]
         if value != default:
             words.append(f"{key}={value}")
@@ -215,8 +228,12 @@ def _reason_against(case: Case) -> str:
 
 
 def _reason_against_sizes(case: Case) -> str:
-    if case.in_features < 1 or (case.linear and case.out_features < 1):
+    if case.in_features < 1 or (case.has_parameters and case.out_features < 1):
         return f"in={case.in_features} out={case.out_features}: sizes must be at least 1"
+    if case.layer == "pair" and (case.hidden_features < 1 or case.hidden_features % case.P):
+        return f"P={case.P} must divide hidden, which has size {case.hidden_features}, at least 1"
+    if case.layer == "pair" and case.gather_output == case.input_is_parallel:
+        return "a pair either gathers between its layers, gather_output and input_is_parallel=False, or does neither"
     if case.layer in ("gather", "scatter"):
         shape = (*case.batch, case.in_features)
         if not -len(shape) <= case.dim < len(shape):
@@ -230,10 +247,12 @@ def _reason_against_sizes(case: Case) -> str:
 
 
 _COLUMN_ONLY, _ROW_ONLY = {"gather_output"}, {"input_is_parallel", "reduce_output"}
-_LINEAR_ONLY = {"out_features", "bias", "skip_bias_add", "autocast"} | _COLUMN_ONLY | _ROW_ONLY
+_PAIR_ONLY = {"hidden_features"}
+_LINEAR_ONLY = {"out_features", "bias", "skip_bias_add", "autocast"} | _COLUMN_ONLY | _ROW_ONLY | _PAIR_ONLY
 _FIELDS_OF_OTHERS: Final = {
-    "column": _ROW_ONLY | {"dim"},
-    "row": _COLUMN_ONLY | {"dim"},
+    "column": _ROW_ONLY | _PAIR_ONLY | {"dim"},
+    "row": _COLUMN_ONLY | _PAIR_ONLY | {"dim"},
+    "pair": {"dim", "skip_bias_add", "reduce_output"},
     "copy": _LINEAR_ONLY | {"dim"},
     "reduce": _LINEAR_ONLY | {"dim"},
     "gather": _LINEAR_ONLY,
@@ -286,7 +305,7 @@ def _parse_word(word: str) -> tuple[str, Any]:
         if value not in ("True", "False"):
             raise ValueError(f"{key} is True or False, not {value!r}")
         return name, value == "True"
-    if name in ("P", "in_features", "out_features", "dim", "world", "seed"):
+    if name in ("P", "in_features", "hidden_features", "out_features", "dim", "world", "seed"):
         return name, _integer(key, value)
     return name, value
 

@@ -55,15 +55,18 @@ class Agreement:
 @lru_cache(maxsize=4096)
 def agreement(case: Case) -> Agreement:
     """The agreement of a case; for each layer the table of the contract, read for the case's flags."""
-    return {"column": _column, "row": _row}.get(case.layer, _function)(case)
+    return {"column": _column, "row": _row, "pair": _pair}.get(case.layer, _function)(case)
 
 
 def needs_gradient(case: Case) -> frozenset[str]:
-    """Which of x, weight, bias require a gradient: those that are there and not frozen."""
-    present = {"x": "x", "w": "weight", "b": "bias"} if case.bias else {"x": "x", "w": "weight"}
-    if not case.linear:
-        present = {"x": "x"}
-    return frozenset(name for letter, name in present.items() if letter not in case.frozen)
+    """Which of x, weight, bias (of a pair also weight2, bias2) require a gradient: those there and not frozen."""
+    letters = {"x": "x", "w": "weight", "b": "bias"} if case.bias else {"x": "x", "w": "weight"}
+    if not case.has_parameters:
+        letters = {"x": "x"}
+    needed = {name for letter, name in letters.items() if letter not in case.frozen}
+    if case.layer == "pair":
+        needed |= {f"{name}2" for name in needed - {"x"}}
+    return frozenset(needed)
 
 
 def runs_backward(case: Case) -> bool:
@@ -106,6 +109,26 @@ def _row(case: Case) -> Agreement:
         forward=_collectives(case, *[("all-reduce", rows * case.out_features)] * case.reduce_output),
         backward=_collectives(case, *[("all-gather", rows * width)] * gathers),
         returns_bias=case.skip_bias_add,
+    )
+
+
+def _pair(case: Case) -> Agreement:
+    """Column, relu, row: the collectives of both, in the order of the pass."""
+    width, wants_x = case.rows * case.hidden_features // case.P, "x" in needs_gradient(case)
+    between = [("all-gather", width)] * case.gather_output
+    reduced_x = [("all-reduce", case.rows * case.in_features)] * wants_x
+    # The row layer's input needs a gradient as soon as anything before it does.
+    before_row = bool(needs_gradient(case) & {"x", "weight", "bias"})
+    backward = [*(between if before_row else []), *reduced_x] if runs_backward(case) else []
+    biases: dict[str, Placement] = {"bias": Sharded(0), "bias2": R} if case.bias else {}
+    return Agreement(
+        input=Edge(R, R),
+        output=Edge(R, R),
+        parameters={"weight": Sharded(0), "weight2": Sharded(1), **biases},
+        input_shape=(*case.batch, case.in_features),
+        output_shape=(*case.batch, case.out_features),
+        forward=_collectives(case, *between, ("all-reduce", case.rows * case.out_features)),
+        backward=_collectives(case, *backward),
     )
 
 

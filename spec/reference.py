@@ -41,7 +41,7 @@ def truth(case: Case, group: int = 0) -> Truth:
     data = tuple(inputs(case, group, run) for run in range(runs(case)))
     if case.procedure in WITHOUT_TRUTH:
         return Truth(data)
-    compute = _linear if case.linear else _function
+    compute = {"column": _linear, "row": _linear, "pair": _pair}.get(case.layer, _function)
     return Truth(data, tuple(compute(case, tensors) for tensors in data))
 
 
@@ -49,6 +49,15 @@ def truth(case: Case, group: int = 0) -> Truth:
 def linear_and_gradients(x: jax.Array, w: jax.Array, b: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
     """Y = X W^T + b and its vjp at G. Shapes: x [B, I], w [O, I], b [O], g [B, O]."""
     y, vjp = jax.vjp(lambda x, w, b: x @ w.T + b, x, w, b)
+    return (y, *vjp(g))
+
+
+@jax.jit
+def pair_and_gradients(
+    x: jax.Array, w: jax.Array, b: jax.Array, w2: jax.Array, b2: jax.Array, g: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Y = relu(X W^T + b) W2^T + b2 and its vjp at G; x [B, I], w [H, I], b [H], w2 [O, H], b2 [O], g [B, O]."""
+    y, vjp = jax.vjp(lambda x, w, b, w2, b2: jax.nn.relu(x @ w.T + b) @ w2.T + b2, x, w, b, w2, b2)
     return (y, *vjp(g))
 
 
@@ -68,7 +77,7 @@ def spread_and_gradient(x: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
 
 def compilations() -> int:
     """How many programs this process has compiled (or read from the cache)."""
-    programs: tuple[Any, ...] = (linear_and_gradients, sum_and_gradient, spread_and_gradient)
+    programs: tuple[Any, ...] = (linear_and_gradients, pair_and_gradients, sum_and_gradient, spread_and_gradient)
     return sum(program._cache_size() for program in programs)
 
 
@@ -85,6 +94,19 @@ def _linear(case: Case, data: Inputs) -> Values:
         sizes = _padded_linear(case, *map(np.abs, (data.x, data.weight, bias, data.g)))
         magnitudes = dict(zip(("output", "x", "weight", "bias"), sizes, strict=True))
     return Values(output, {"x": x, "weight": weight, "bias": bias_gradient}, magnitudes)
+
+
+def _pair(case: Case, data: Inputs) -> Values:
+    rows, i, h, o = case.rows, case.in_features, case.hidden_features, case.out_features
+    # Every dimension padded alike: padded hidden features give relu(0) = 0 and meet zero weights.
+    n = _bucket(max(rows, i, h, o))
+    named = {"bias": np.zeros(h), "bias2": np.zeros(o)} | data.parameters
+    shapes = {"weight": (n, n), "bias": (n,), "weight2": (n, n), "bias2": (n,)}
+    padded = [_pad(named[name], shape) for name, shape in shapes.items()]
+    x, g = _pad(data.x.reshape(rows, i), (n, n)), _pad(data.g.reshape(rows, o), (n, n))
+    y, dx, *gradients = map(np.asarray, pair_and_gradients(x, *padded, g))
+    own = {name: value[tuple(map(slice, named[name].shape))] for name, value in zip(shapes, gradients, strict=True)}
+    return Values(y[:rows, :o].reshape(*case.batch, o), {"x": dx[:rows, :i].reshape(*case.batch, i), **own})
 
 
 def _only(x: Floats, P: int, r: int) -> Floats:

@@ -7,7 +7,7 @@ check is equality (Megatron-LM tests/unit_tests/tensor_parallel/test_layers.py u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import isqrt
 
@@ -27,6 +27,8 @@ class Inputs:
         x: `[*batch, in]`; for the function reduce the ranks' terms, stacked `[P, *batch, in]`.
         weight: `[out, in]`, or None for the four functions.
         bias: `[out]` or None.
+        weight2, bias2: of a pair the row layer's, `[out, hidden]` and `[out]`; weight and bias are then
+            `[hidden, in]` and `[hidden]`.
         g: the upstream gradient, of the output's shape; for the function copy the ranks' terms, stacked.
     """
 
@@ -34,30 +36,49 @@ class Inputs:
     weight: Floats | None
     bias: Floats | None
     g: Floats
+    weight2: Floats | None = None
+    bias2: Floats | None = None
+
+    @property
+    def parameters(self) -> dict[str, Floats]:
+        """The masters that are there, by name."""
+        named = {"weight": self.weight, "bias": self.bias, "weight2": self.weight2, "bias2": self.bias2}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def longest_sum(case: Case) -> int:
     """The number of terms of the longest sum that the case makes: of Y, dX, dW, db, or of a reduction over ranks."""
-    if not case.linear:
+    if not case.has_parameters:
         return case.P
-    terms = max(case.in_features, case.out_features, case.rows, 1)
-    return 2 * terms if case.procedure == "accumulate" else terms
+    terms = max(case.in_features, case.hidden_features, case.out_features, case.rows, 1)
+    return 2 * terms if case.procedure in ("accumulate", "retain") else terms
 
 
 def amplitude(case: Case) -> int:
     """The largest a such that integers up to a in magnitude keep every sum of the case exact in its dtype.
 
-    For a linear layer: terms * a * a + a <= limit, the last a being the bias; for the functions terms * a <= limit, and
-    no more than 2^20, so that the inner products of the adjoint law are exact in float64 too.
+    For a linear layer: terms * a * a + a <= limit, the last a being the bias; for a pair, whose sums run over products
+    of sums, terms * (terms * a * a + a) * a + a <= limit; for the functions terms * a <= limit, and no more than 2^20,
+    so that the inner products of the adjoint law are exact in float64 too.
 
     Raises:
         ValueError: the sums are too long for exact values in this dtype.
     """
     limit, terms = FORMATS[case.compute_dtype].exact, longest_sum(case)
-    largest = (isqrt(1 + 4 * terms * limit) - 1) // (2 * terms) if case.linear else min(limit // terms, 2**20)
+    if case.layer == "pair":
+        largest = _largest_of_pair(terms, limit)
+    else:
+        largest = (isqrt(1 + 4 * terms * limit) - 1) // (2 * terms) if case.linear else min(limit // terms, 2**20)
     if largest < 1:
         raise ValueError(f"{case}: sums of {terms} terms leave the exact integers of {case.compute_dtype} (to {limit})")
     return min(largest, 2**31 - 1)
+
+
+def _largest_of_pair(terms: int, limit: int) -> int:
+    largest = int((limit / terms**2) ** (1 / 3)) + 1
+    while terms * (terms * largest**2 + largest) * largest + largest > limit:
+        largest -= 1
+    return largest
 
 
 def inputs(case: Case, group: int = 0, run: int = 0) -> Inputs:
@@ -70,13 +91,16 @@ def inputs(case: Case, group: int = 0, run: int = 0) -> Inputs:
     draws = _Draws(case, f"{case.text}|group {group}|run {run}")
     x = draws.placed(terms.input.value, terms.input_shape, case.x)
     g = draws.placed(terms.output.gradient, terms.output_shape, case.g)
-    if not case.linear:
+    if not case.has_parameters:
         return Inputs(x, None, None, g)
     if run and case.procedure != "interleave":
-        first = inputs(case, group, 0)
-        return Inputs(x, first.weight, first.bias, g)
-    weight = draws.tensor((case.out_features, case.in_features))
-    bias = draws.tensor((case.out_features,)) if case.bias else None
+        return replace(inputs(case, group, 0), x=x, g=g)
+    middle = case.hidden_features or case.out_features
+    weight = draws.tensor((middle, case.in_features))
+    bias = draws.tensor((middle,)) if case.bias else None
+    if case.layer == "pair":
+        bias2 = draws.tensor((case.out_features,)) if case.bias else None
+        return Inputs(x, weight, bias, g, draws.tensor((case.out_features, middle)), bias2)
     if case.values == "cancel":
         x, weight = _cancelling(case, x, weight)
     return Inputs(x, weight, bias, g)

@@ -57,6 +57,21 @@ class Layer:
     dim: int = -1
 
 
+def pin_numerics() -> dict[str, str]:
+    """Switch off what lets products round or accumulate below their dtype, and say how the switches stand."""
+    torch.set_float32_matmul_precision("highest")
+    matmul = torch.backends.cuda.matmul
+    torch.backends.cudnn.allow_tf32 = False
+    matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_fp16_reduced_precision_reduction = False
+    return {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "tf32": str(matmul.allow_tf32),
+        "bf16_reduced_precision_reduction": str(matmul.allow_bf16_reduced_precision_reduction),
+        "fp16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),
+    }
+
+
 class TorchAdapter:
     """An implementation in PyTorch, one process per rank.
 
@@ -112,21 +127,16 @@ class TorchAdapter:
     def declare(self) -> Declaration:
         """What the implementation says of itself, and the numerics switches of this process."""
         versions = {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__}
-        matmul = torch.backends.cuda.matmul
-        flags = {
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
-            "allow_tf32": str(matmul.allow_tf32),
-            "bf16_reduced_precision_reduction": str(matmul.allow_bf16_reduced_precision_reduction),
-            "fp16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),
-        }
-        return Declaration(
-            self.name or type(self).__name__, {**versions, **self.versions()}, self.strict, dict(self.accepts), flags
-        )
+        flags = pin_numerics()
+        name = self.name or type(self).__name__
+        versions |= self.versions()
+        return Declaration(name, versions, strict=self.strict, accepts=dict(self.accepts), flags=flags)
 
     def declines(self, case: Case) -> str:
         """Why this implementation does not have this case, or an empty string."""
-        if case.layer not in self.layers:
-            return f"has no {case.layer}"
+        for kind in ("column", "row") if case.layer == "pair" else (case.layer,):
+            if kind not in self.layers:
+                return f"has no {kind}"
         wanted = [name for name in ("bias", "gather_output", "skip_bias_add") if getattr(case, name)]
         wanted += [name for name in ("input_is_parallel", "reduce_output") if not getattr(case, name)]
         for name in wanted:
@@ -144,4 +154,5 @@ class TorchAdapter:
         """A session that runs cases on one group."""
         from conformance.adapters.torch_session import TorchSession
 
+        pin_numerics()
         return TorchSession(self, group)

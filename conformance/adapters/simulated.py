@@ -71,6 +71,8 @@ class Simulated:
         )
 
     def declines(self, case: Case) -> str:
+        if case.layer == "pair":
+            return "a simulation has no pair"
         return "" if case.procedure in PROCEDURES else f"a simulation has no {case.procedure}"
 
     def open(self, group: Group) -> Simulated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,8 +82,8 @@ class Run:
     log: CollectiveLog
     data: Inputs
     call: Callable[[torch.Tensor], Any]
-    parameters: dict[str, torch.Tensor | None]
-    masters: dict[str, Owned] = field(default_factory=dict[str, Owned])
+    parameters: Mapping[str, torch.Tensor | None]
+    masters: Mapping[str, Owned] = field(default_factory=dict[str, Owned])
     observable: bool = True
 
     def __post_init__(self) -> None:
@@ -107,11 +107,11 @@ class Run:
         self.pair = isinstance(result, tuple)
         self.output, self.returned_bias = result if self.pair else (result, None)
 
-    def backward(self) -> None:
+    def backward(self, retain_graph: bool = False) -> None:
         if self.g is not None and self.output is not None and self.output.requires_grad:
             self.log.phase = "backward"
             with self.log:
-                torch.autograd.backward(self.output, self.g.tensor)
+                torch.autograd.backward(self.output, self.g.tensor, retain_graph=retain_graph)
 
     def step(self, name: str, **facts: Any) -> Step:
         """What there is to see now."""
@@ -129,7 +129,7 @@ class Run:
             {key: array(value) for key, value in gradients.items()},
             self.log.take() if self.observable else None,
             tuple(mutated),
-            (*sharing(results, theirs | self.parameters), *sharing(self.parameters, theirs)),
+            (*sharing(results, theirs | dict(self.parameters)), *sharing(self.parameters, theirs)),
             self._facts() | facts,
         )
 

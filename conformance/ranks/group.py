@@ -4,8 +4,10 @@ each.
 The rules of `call`:
 
 - Each rank answers, dies, or does neither. When all have answered, the call is over.
-- When a rank dies or raises while others have not answered, these have `GRACE_SECONDS` left. Those that then still
-  have not answered are victims. If no rank died or raised and the deadline passes, those that have not answered hung.
+- When a rank dies or raises while others have not answered, these have `GRACE_SECONDS` left, and `PATIENCE_SECONDS`
+  more if one of them has entered no collective in this command, so waits for nobody, and may be about to raise too.
+  Those that then still have not answered are victims. If no rank died or raised and the deadline passes, those that
+  have not answered hung.
 - Stacks of all that have not answered are taken before anything is killed.
 - Ranks that all returned, or all returned `Raised`, are kept for the next command. After anything else the group is
   broken: all its ranks are killed before `call` returns, and it takes no more commands.
@@ -24,10 +26,11 @@ import weakref
 
 from conformance.ranks import host, rank
 from conformance.ranks.launch import Member, start_fork_server, start_rank
-from conformance.ranks.outcome import conclude, exit_text, is_fault
+from conformance.ranks.outcome import conclude, exit_text, has_entered, is_fault
 from conformance.ranks.values import RankSetup, Reply, StartFailed, tell_faults
 
 GRACE_SECONDS = 0.25
+PATIENCE_SECONDS = 0.5
 START_SECONDS = 120.0
 CLOSE_SECONDS = 0.5  # for a polite end
 KILL_SECONDS = 2.0  # for killed processes to be gone
@@ -139,11 +142,15 @@ class RankGroup:
     def _collect(self, deadline: float) -> bool:
         """Waits for answers as the rules say; True when a rank died or raised."""
         limit = time.monotonic() + deadline
-        fault = False
-        while any(member.answer is None and not member.dead for member in self._members):
+        fault = patient = False
+        while waiting := [member for member in self._members if member.answer is None and not member.dead]:
             left = limit - time.monotonic()
             if left <= 0:
-                break
+                if not fault or patient or all(has_entered(member, self._number) for member in waiting):
+                    break
+                patient = True
+                limit += PATIENCE_SECONDS
+                continue
             self._handle_events(left)
             if not fault and any(map(is_fault, self._members)):
                 fault = True

@@ -39,6 +39,12 @@ def is_fault(member: Member) -> bool:
     return member.dead or (member.answer is not None and member.answer[:1] != rank.RETURNED)
 
 
+def has_entered(member: Member, number: int) -> bool:
+    """Whether the rank has entered a collective in command `number`."""
+    begun, entered = read_trail(member.trail)
+    return begun == number and bool(entered)
+
+
 def exit_text(member: Member) -> str:
     """How the process of a dead rank ended."""
     code = member.process.wait(EXIT_SECONDS)

@@ -21,6 +21,7 @@ from spec.clauses import parameters
 from spec.clauses import forward
 from spec.clauses import functions
 from spec.clauses import backward
+from spec.clauses import pair
 from spec.clauses import precision
 from spec.clauses import procedures
 from spec.clauses import one_rank
@@ -32,6 +33,7 @@ __all__ = [
     "forward",
     "functions",
     "one_rank",
+    "pair",
     "parameters",
     "precision",
     "procedures",

@@ -137,7 +137,7 @@ def gradient_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Ite
     "backward.frozen",
     "What is frozen gets no gradient",
     "A weight, bias or input that requires no gradient gets none; the others' gradients are right all the same.",
-    lambda case: has_values(case) and case.linear and (bool(case.frozen) or not runs_backward(case)),
+    lambda case: has_values(case) and case.has_parameters and (bool(case.frozen) or not runs_backward(case)),
     origin="property G6; bugs B031, B032; mutant M69",
 )
 def frozen(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
@@ -146,6 +146,24 @@ def frozen(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Vi
         for name, array in step.gradients.items():
             if array is not None and name not in wanted:
                 yield Violation(rank, step.name, f"{name} has a gradient", "None", str(array))
+
+
+@clause(
+    "backward.retain-graph",
+    "Two backwards through one graph double the gradients",
+    """Backward with retain_graph and backward again adds the same gradients once more: the first leaves what it saved
+    as it was.""",
+    lambda case: case.procedure == "retain" and differentiates(case),
+    origin="property G5",
+)
+def retain_graph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        step = observation.steps["second"]
+        for name in expected_gradients(case):
+            whole = 2 * truth.runs[0].gradients[name]
+            expected = expected_local(case, gradient_placement(case, name), whole, observation.rank)
+            got = step.gradients.get(name)
+            yield from compare(observation.rank, step, f"gradient of {name} after two backwards", got, expected)
 
 
 @clause(

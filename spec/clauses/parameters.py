@@ -77,7 +77,7 @@ def row_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[
     "parameters.own-storage",
     "Shards own their storage",
     "A shard shares no storage with the master it was cut from, and its storage holds the shard and nothing else.",
-    lambda case: case.linear and case.procedure not in ("init", "refuse"),
+    lambda case: case.has_parameters and case.procedure not in ("init", "refuse"),
     origin="property C3; bugs B089, B133, B145; mutant M34",
 )
 def own_storage(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
@@ -85,7 +85,7 @@ def own_storage(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterat
         for step in observation.steps.values():
             for pair in step.shared:
                 mine, theirs = pair.split("/")
-                if mine in ("weight", "bias") and theirs.startswith("master"):
+                if mine in ("weight", "bias", "weight2", "bias2") and theirs.startswith("master"):
                     yield Violation(
                         observation.rank,
                         step.name,

@@ -250,6 +250,21 @@ def round_trip(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterato
 
 
 @clause(
+    "state.local",
+    "Saving and loading communicate nothing",
+    "A rank saves and loads its own shards without a collective, so that one rank may do it alone.",
+    _procedure("state-dict"),
+    level="SHOULD",
+    origin="property H1; bug B080; mutant M78",
+)
+def local_state(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for observation in seen:
+        entered = observation.steps["loaded"].collectives
+        if entered:
+            yield Violation(observation.rank, "loaded", "entered a collective", "none", "; ".join(map(str, entered)))
+
+
+@clause(
     "state.loud",
     "A state dict that does not fit is refused",
     "Loading a state dict with a missing key, an unexpected key or a wrong shape raises.",

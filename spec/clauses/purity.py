@@ -52,11 +52,11 @@ def upstream_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) ->
     "purity.masters",
     "Master weights are not written to",
     "The master weight and bias keep their bytes: a layer copies what it takes from them.",
-    lambda case: case.linear and case.procedure not in ("init", "refuse"),
+    lambda case: case.has_parameters and case.procedure not in ("init", "refuse"),
     origin="property C3; mutant M34",
 )
 def masters_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _mutated(("master_weight", "master_bias"), seen)
+    yield from _mutated(("master_weight", "master_bias", "master_weight2", "master_bias2"), seen)
 
 
 @clause(
@@ -68,12 +68,12 @@ def masters_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> 
     origin="property F5; bug B145",
 )
 def no_alias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    views = case.layer in ("copy", "scatter") or (not case.linear and case.P == 1)
+    views = case.layer in ("copy", "scatter") or (not case.has_parameters and case.P == 1)
     for observation in seen:
         for step in observation.steps.values():
             for pair in step.shared:
                 mine, theirs = pair.split("/")
-                own = mine in ("output", "x.grad", "weight.grad", "bias.grad") and not theirs.startswith("master")
+                own = (mine == "output" or mine.endswith(".grad")) and not theirs.startswith("master")
                 if own and not (views and mine == "output" and theirs == "x"):
                     yield Violation(
                         observation.rank,

@@ -1,7 +1,8 @@
-"""`python -m conformance`: replay one case.
+"""`python -m conformance`: replay one case, or run the suite on ranks that torchrun started.
 
     python -m conformance replay "row P=2 batch=3 in=4 out=2 float32 bias seed=7"
     python -m conformance replay --impl mine.py:Mine "row P=2 ..."
+    torchrun --nproc-per-node 2 -m conformance attached --backend nccl --device cuda [pytest options]
 
 Exit code 0: the case breaks no clause; 1: it breaks one; 2: no such case or implementation.
 """
@@ -9,19 +10,25 @@ Exit code 0: the case breaks no clause; 1: it breaks one; 2: no such case or imp
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from conformance.adapters.protocol import NoSuchAdapter
 from conformance.report import adapter_sentence, failure
-from conformance.suite import Options, StartFailed, Suite
+from conformance.suite import Options, StartFailed, Suite, rank_setup
 from spec import Case, CaseSyntaxError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    chosen = _parser().parse_args(arguments)
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(arguments)
+    if chosen.command == "attached":
+        return _attached(chosen, rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         case = Case.parse(chosen.case)
         return _replay(
@@ -36,13 +43,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m conformance", description="Replay one case of the suite.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     replay = commands.add_parser("replay", help="run one case and say which clauses it breaks")
     replay.add_argument("case", help="a case line, as a failure report prints it")
-    replay.add_argument("--impl", default="torch_tp", help="as for the suite: a name, module:Class or file.py:Class")
-    replay.add_argument("--backend", default="gloo", choices=("gloo", "nccl"))
-    replay.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    attached = commands.add_parser("attached", help="under torchrun: the suite on these ranks, rank 0 reports")
+    for command in (replay, attached):
+        command.add_argument("--impl", default="torch_tp", help="a name, module:Class or file.py:Class")
+        command.add_argument("--backend", default="gloo", choices=("gloo", "nccl"))
+        command.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     return parser
+
+
+def _attached(chosen: argparse.Namespace, rest: list[str]) -> int:
+    """Rank 0 runs pytest and is a rank too; the others serve until it has finished."""
+    world = os.environ.get("WORLD_SIZE", "")
+    if world not in ("1", "2", "4"):
+        print(f"WORLD_SIZE={world!r}: start 1, 2 or 4 ranks with torchrun --nproc-per-node", file=sys.stderr)
+        return 2
+    options = Options(
+        chosen.impl, (int(world),), chosen.backend, chosen.device, sys_path=(str(Path.cwd()),), attached=True
+    )
+    if os.environ.get("RANK", "0") != "0":
+        from conformance.ranks.attached import serve_attached
+
+        serve_attached(rank_setup(options, int(world)))
+        return 0
+    import pytest
+
+    ours = ["--impl", options.impl, "--backend", options.backend, "--device", options.device, "--world-sizes", world]
+    return pytest.main(["-p", "conformance.plugin", "--pyargs", "conformance", "--attached", *ours, *rest])
 
 
 def _replay(options: Options, case: Case) -> int:

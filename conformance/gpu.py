@@ -25,6 +25,8 @@ USAGE_ERROR: Final = 2
 # Without these no layer can be checked; what an implementation calls beyond them is in the probe's table.
 NEEDED: Final = ("all-reduce", "all-gather")
 _GLOO_PROBED: Final = 2
+# Some containers set them; they turn TF32 on, under which float32 is not float32.
+_TF32: Final = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def main(given: Sequence[str]) -> int:
 def _run(run: SuiteRun, given: Sequence[str]) -> int:
     print(f"\n{run}", flush=True)
     command = [sys.executable, "-m", "pytest", *arguments_of(run, given)]
-    code = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=False).returncode
+    environment = {name: value for name, value in os.environ.items() if name not in _TF32}
+    code = subprocess.run(command, env=environment | {"JAX_PLATFORMS": "cpu"}, check=False).returncode
     return code if code >= 0 else 128 - code  # ended by a signal
 
 

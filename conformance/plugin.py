@@ -40,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--clause", action="append", default=[], help="judge only clauses whose name begins so (repeatable)"
     )
+    group.addoption("--attached", action="store_true", help="set by `python -m conformance attached`")
     group.addoption("--known", default="", help="TOML file of known deviations")
 
 
@@ -70,6 +71,7 @@ def options_of(config: pytest.Config) -> Options:
         tuple(config.getoption("--clause")),
         known,
         (str(Path.cwd()),),
+        config.getoption("--attached"),
     )
 
 

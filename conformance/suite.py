@@ -7,9 +7,10 @@ the case is `intermittent`, which fails the run but is neither shrunk nor counte
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conformance.adapters.find import CONTROLLERS, find
 from conformance.adapters.protocol import Declaration, Group
@@ -19,6 +20,9 @@ from conformance.tally import Tally
 from conformance.wire import decode
 from spec import Case, Clause, Finding, Observation, Raised, Truth, applicable, judge
 
+if TYPE_CHECKING:
+    from conformance.ranks.attached import AttachedRanks
+
 DEADLINE, COMPILE_DEADLINE = 10.0, 300.0
 # Every case that hangs costs its deadline; once a hang is confirmed, shrinking it need not wait so long again.
 DEADLINE_AFTER_HANG = 1.0
@@ -26,7 +30,7 @@ DEADLINE_AFTER_HANG = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line chose."""
+    """What the command line chose; `attached`: on the ranks that torchrun started, of which this process is rank 0."""
 
     impl: str = "torch_tp"
     world_sizes: tuple[int, ...] = (1, 2, 4)
@@ -35,6 +39,7 @@ class Options:
     clauses: tuple[str, ...] = ()
     known: str = ""
     sys_path: tuple[str, ...] = ()
+    attached: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Suite:
     options: Options
     tally: Tally = field(default_factory=Tally)
     _pool: RankPool | None = None
+    _attached: AttachedRanks | None = None
     _declaration: Declaration | None = None
     _hangs: bool = False
 
@@ -120,6 +126,8 @@ class Suite:
         """End all ranks."""
         if self._pool is not None:
             self._pool.close()
+        if self._attached is not None:
+            self._attached.close()
 
     def _clauses(self, case: Case) -> tuple[Clause, ...]:
         wanted = self.options.clauses
@@ -179,9 +187,21 @@ class Suite:
             return True
         total = str(case.world * (case.world + 1) // 2).encode()
         sings = all(reply.payload == total for reply in self._call(case.world, b"canary", DEADLINE))
-        if not sings:
-            self._ranks.discard(self._setup(case.world))
+        if not sings and not self.options.attached:
+            self._ranks.discard(rank_setup(self.options, case.world))
         return sings
+
+    def _call(self, world: int, command: bytes, deadline: float) -> tuple[Reply, ...]:
+        if not self.options.attached:
+            return self._ranks.call(rank_setup(self.options, world), command, deadline)
+        if self._attached is None:
+            from conformance.ranks.attached import AttachedRanks
+
+            self._attached = AttachedRanks(rank_setup(self.options, self.options.world_sizes[0]))
+        # This process is a rank as well, and pytest's warnings-as-errors are not for the implementation.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self._attached.call(command, deadline)
 
     @property
     def _ranks(self) -> RankPool:
@@ -189,26 +209,18 @@ class Suite:
             self._pool = RankPool()
         return self._pool
 
-    def _call(self, world: int, command: bytes, deadline: float) -> tuple[Reply, ...]:
-        return self._ranks.call(self._setup(world), command, deadline)
 
-    def _setup(self, world: int) -> RankSetup:
-        layouts: list[tuple[tuple[int, ...], ...]] = []
-        for size in (1, 2):
-            if size < world and world % size == 0:
-                layouts += [tuple(tuple(range(k * size, k * size + size)) for k in range(world // size))]
-        if world == 4:
-            layouts.append(((0, 2), (1, 3)))
-        options = self.options
-        return RankSetup(
-            world,
-            "conformance.adapters.serve:serve",
-            {"impl": options.impl},
-            options.backend,
-            options.device,
-            tuple(layouts),
-            options.sys_path,
-        )
+def rank_setup(options: Options, world: int) -> RankSetup:
+    """What ranks of a world must know: the adapter, and every group that a case of this world may use."""
+    layouts = [_neighbours(size, world) for size in (1, 2) if size < world and world % size == 0]
+    if world == 4:
+        layouts.append(((0, 2), (1, 3)))
+    handler, impl = "conformance.adapters.serve:serve", {"impl": options.impl}
+    return RankSetup(world, handler, impl, options.backend, options.device, tuple(layouts), options.sys_path)
+
+
+def _neighbours(size: int, world: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(range(start, start + size)) for start in range(0, world, size))
 
 
 def _truth(case: Case, group: int, seen: Sequence[Observation]) -> Truth:

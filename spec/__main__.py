@@ -5,6 +5,7 @@ What cannot be answered is a sentence on stderr with the nearest names, and exit
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -140,5 +141,18 @@ COMMANDS: dict[str, Callable[[Sequence[str]], str]] = {
     "document": _document,
 }
 
+
+def _run() -> int:
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except (
+        BrokenPipeError
+    ):  # `python -m spec document | head`: nobody reads the rest, and Python must not flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_run())

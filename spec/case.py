@@ -217,14 +217,37 @@ def _reason_against(case: Case) -> str:
         return f"batch={case.batch} has a negative size"
     if case.seed < 0:
         return f"seed={case.seed} must not be negative"
-    if set(case.frozen) - set("xwb"):
-        return f"frozen={case.frozen!r} must be some of the letters x, w, b"
-    if bool(case.fault) != (case.procedure == "refuse"):
-        return f"fault={case.fault!r} goes with procedure=refuse, and procedure=refuse needs a fault"
-    foreign = [name for name in _FIELDS_OF_OTHERS[case.layer] if getattr(case, name) != _DEFAULTS[name]]
+    letters = [letter for letter in "xwb" if letter in case.frozen and (letter != "b" or case.bias)]
+    if case.frozen != "".join(letters):
+        return f"frozen={case.frozen!r} must be letters of x, w, b, in this order, and b only where there is a bias"
+    foreign = sorted(name for name in _FIELDS_OF_OTHERS[case.layer] if getattr(case, name) != _DEFAULTS[name])
     if foreign:
         return f"{case.layer} has no {foreign[0]}"
-    return _reason_against_sizes(case)
+    return _reason_against_sizes(case) or _reason_against_flags(case) or _reason_against_fault(case)
+
+
+def _reason_against_flags(case: Case) -> str:
+    """The combinations that layers refuse are faults of other cases, never cases."""
+    if case.bias and case.gather_output and case.skip_bias_add:
+        return "gather_output and skip_bias_add with a bias would return a sharded bias with a whole output"
+    if case.bias and not case.reduce_output and not case.skip_bias_add:
+        return "reduce_output=False with a bias needs skip_bias_add: a partial output has no place for it"
+    if case.layer == "pair" and case.values not in ("exact", "small"):
+        return f"a pair has no bound for values={case.values}; it has exact and small values"
+    return ""
+
+
+def _reason_against_fault(case: Case) -> str:
+    if bool(case.fault) != (case.procedure == "refuse"):
+        return f"fault={case.fault!r} goes with procedure=refuse, and procedure=refuse needs a fault"
+    if case.fault:
+        from spec.faults import faults_of
+
+        if case.fault not in faults_of(case):
+            return (
+                f"fault={case.fault} is none that this case can have: {', '.join(faults_of(case)) or 'there is none'}"
+            )
+    return ""
 
 
 def _reason_against_sizes(case: Case) -> str:

@@ -69,12 +69,12 @@ def candidates() -> Iterator[Case]:
     """Small cases of every procedure, layer and flag, plain ones first, to find one that a clause could fail in."""
     flags: tuple[dict[str, Any], ...] = (
         {"bias": True},
+        {},
         {"gather_output": True},
         {"input_is_parallel": False},
         {"gather_output": True, "input_is_parallel": False},
         {"reduce_output": False},
         {"frozen": "w"},
-        {},
     )
     for procedure in PROCEDURES:
         for layer in LAYERS:

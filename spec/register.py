@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from spec.case import Case
@@ -55,7 +56,7 @@ class Clause:
     Attributes:
         applies: the cases in which an implementation could break it.
         error: the exception class of this clause.
-        origin: mutations and threads that it answers, for the document.
+        origin: public threads about bugs that it would have caught.
     """
 
     name: str
@@ -102,6 +103,7 @@ def clause(
     return enter
 
 
+@lru_cache(maxsize=64)
 def applicable(case: Case) -> tuple[Clause, ...]:
     """The clauses that this case could break, in the order of causes."""
     return tuple(entry for entry in REGISTER.values() if entry.applies(case))

@@ -140,39 +140,42 @@ def _row(case: Case, data: Inputs) -> Trace:
 
 
 def _pair(case: Case, data: Inputs) -> Trace:
-    x, g = _flat(data.x, case), _flat(data.g, case)
     forward, backward, placed = [_whole(case, data)], [], agreement(case).parameters
-    gradients: dict[str, list[Numbers]] = {"x": [], "weight": [], "bias": [], "weight2": [], "bias2": [g.sum(0)]}
-    terms = []
+    terms: list[Numbers] = []
+    made: list[dict[str, Row]] = []
+    db2 = Row("db2 = sum of the rows of G", _flat(data.g, case).sum(0))
     for r in range(case.P):
-        own = {name: local(placed[name], value, case.P, r) for name, value in data.parameters.items()}
-        before = x @ own["weight"].T + own.get("bias", 0)
-        hidden, live = np.maximum(before, 0), before > 0
-        terms.append((hidden @ own["weight2"].T).reshape(data.g.shape))
-        rows = [Row(f"{SYMBOLS[name]}_{r}" if name != "bias2" else "b2", value) for name, value in own.items()]
-        rows.insert(1 + case.bias, Row(f"H_{r} = relu(X W_{r}^T{f' + b_{r}' * case.bias})", hidden))
-        forward.append((f"rank {r} holds and computes", (*rows, Row(f"T_{r} = H_{r} W2_{r}^T", terms[r]))))
-        dh = (g @ own["weight2"]) * live
-        made = {
-            "x": Row(f"dH_{r} W_{r}, its term of dX", (dh @ own["weight"]).reshape(data.x.shape)),
-            "weight": Row(f"dW_{r} = dH_{r}^T X", dh.T @ x),
-            "bias": Row(f"db_{r} = sum of the rows of dH_{r}", dh.sum(0)),
-            "weight2": Row(f"dW2_{r} = G^T H_{r}", g.T @ hidden),
-        }
-        for name, row in made.items():
-            gradients[name].append(row.value)
-        last = Row("db2 = sum of the rows of G", gradients["bias2"][0])
-        wanted = _wanted(case, {**made, "bias2": last})
-        backward.append((f"rank {r}, backward", (Row(f"dH_{r} = G W2_{r} where H_{r} > 0", dh), *wanted)))
+        rows, between, gradients = _pair_on_rank(case, data, r)
+        terms.append(rows[-1].value)
+        made.append(gradients)
+        forward.append((f"rank {r} holds and computes", rows))
+        backward.append((f"rank {r}, backward", (between, *_wanted(case, {**gradients, "bias2": db2}))))
     output = unshard(Partial(), terms) + data.parameters.get("bias2", 0)
     label = f"Y = {_over('T_r', case.P)}" + " + b2" * case.bias
     forward.append(("output, the sum, whole on every rank", (Row(label, output, agreement(case).output.value),)))
-    whole = {
-        name: unshard(Partial() if name == "x" else placed.get(name, LAST), parts) for name, parts in gradients.items()
-    }
-    total = Row(f"dX = {_over('dH_r W_r', case.P)}", whole["x"], agreement(case).input.gradient)
+    cuts = {"x": Partial(), "weight": placed["weight"], "bias": Sharded(0), "weight2": placed["weight2"]}
+    whole = [unshard(cut, [gradients[name].value for gradients in made]) for name, cut in cuts.items()]
+    total = Row(f"dX = {_over('dH_r W_r', case.P)}", whole[0], agreement(case).input.gradient)
     backward.append(("gradient of the input, summed over ranks", tuple(_wanted(case, {"x": total}))))
-    return _traced(case, forward, backward, (output, *whole.values()))
+    return _traced(case, forward, backward, (output, *whole, db2.value))
+
+
+def _pair_on_rank(case: Case, data: Inputs, r: int) -> tuple[tuple[Row, ...], Row, dict[str, Row]]:
+    """What rank r holds and computes, its term last; the gradient between the two layers; and its gradients by name."""
+    x, g, placed = _flat(data.x, case), _flat(data.g, case), agreement(case).parameters
+    own = {name: local(placed[name], value, case.P, r) for name, value in data.parameters.items()}
+    before = x @ own["weight"].T + own.get("bias", 0)
+    hidden, dh = np.maximum(before, 0), (g @ own["weight2"]) * (before > 0)
+    rows = [Row(f"{SYMBOLS[name]}_{r}" if name != "bias2" else "b2", value) for name, value in own.items()]
+    rows.insert(1 + case.bias, Row(f"H_{r} = relu(X W_{r}^T{f' + b_{r}' * case.bias})", hidden))
+    rows.append(Row(f"T_{r} = H_{r} W2_{r}^T", (hidden @ own["weight2"].T).reshape(data.g.shape)))
+    gradients = {
+        "x": Row(f"dH_{r} W_{r}, its term of dX", (dh @ own["weight"]).reshape(data.x.shape)),
+        "weight": Row(f"dW_{r} = dH_{r}^T X", dh.T @ x),
+        "bias": Row(f"db_{r} = sum of the rows of dH_{r}", dh.sum(0)),
+        "weight2": Row(f"dW2_{r} = G^T H_{r}", g.T @ hidden),
+    }
+    return tuple(rows), Row(f"dH_{r} = G W2_{r} where H_{r} > 0", dh), gradients
 
 
 def _function(case: Case, data: Inputs) -> Trace:
@@ -284,7 +287,7 @@ def _remarks(case: Case) -> list[str]:
         remarks.append("no gradient of the bias: skip_bias_add leaves it to the caller")
     if case.procedure == "retain":
         remarks.append("after the second backward every gradient is twice this")
-    if case.procedure == "accumulate":
+    if case.procedure == "accumulate" and case.has_parameters:
         remarks.append("after both runs the gradients of the parameters are the sums of the two")
     if case.world > case.P:
         remarks.append(f"this is the first of {case.world // case.P} groups; the others have data of their own")

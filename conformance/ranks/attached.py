@@ -18,7 +18,6 @@ import faulthandler
 import math
 import os
 import struct
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -186,11 +185,12 @@ class _Seat:
         while time.monotonic() < self._limit:
             time.sleep(_TICK_SECONDS)
         entered = "".join(f"\n  {line}" for line in read_trail(self._trail_file)[1]) or " none"
-        print(f"rank {self.rank} is past its deadline; collectives entered:{entered}", file=sys.__stderr__, flush=True)
-        faulthandler.dump_traceback(2)
-        time.sleep(
-            _LINGER_SECONDS
-        )  # others see their connection break when this rank ends, and no longer where they hung
+        stacks = host.unnamed_file("stacks")
+        faulthandler.dump_traceback(stacks)
+        report = f"rank {self.rank} is past its deadline; collectives entered:{entered}\n".encode()
+        os.write(2, report + os.pread(stacks, 1 << 18, 0))  # at once, or reports of several ranks would mix
+        # When this rank ends, others see their connection break, and no longer where they hung.
+        time.sleep(_LINGER_SECONDS)
         os._exit(HUNG_STATUS)
 
 

@@ -53,7 +53,7 @@ _enter(
     """dX = sum_r G_r W_r, replicated: every rank's term enters once, and every rank holds the sum. With gather_output
     each rank's G_r is its slice of the replicated upstream gradient.""",
     _wants("column", "x"),
-    "property G1; bugs B019 to B025; mutants M07, M08, M09, M14, M69",
+    "pytorch/torchtitan#1805, pytorch/torchtitan#3412, pytorch/pytorch#175867, pytorch/pytorch#172932",
 )
 _enter(
     "row.backward.input-grad",
@@ -61,7 +61,7 @@ _enter(
     "Row: the input's gradient is this rank's slice",
     "dX_r = G W_r, sharded as the input, every element right on every rank, without a collective.",
     _wants("row", "x", parallel=True),
-    "property G1; bug B017; mutants M11, M12",
+    "huggingface/nanotron#172, pytorch/pytorch#58005",
 )
 _enter(
     "row.backward.input-grad-gathered",
@@ -69,11 +69,19 @@ _enter(
     "Row, replicated input: the gradient is gathered",
     "With input_is_parallel=False the input is replicated, and so is its gradient: G W, whole on every rank.",
     _wants("row", "x", parallel=False),
-    "property G1; NVIDIA/Megatron-LM#1635",
+    "NVIDIA/Megatron-LM#1635",
 )
 for _layer, _formula, _origin in (
-    ("column", "dW_r = G_r^T X over the flattened batch: rank r's rows, whole.", "bugs B029, B030; mutants M15, M25"),
-    ("row", "dW_r = G^T X_r over the flattened batch: rank r's columns, whole.", "bugs B029, B110; mutant M11"),
+    (
+        "column",
+        "dW_r = G_r^T X over the flattened batch: rank r's rows, whole.",
+        "NVIDIA/TransformerEngine#530, bigcode-project/Megatron-LM#35, modelscope/ms-swift#9947",
+    ),
+    (
+        "row",
+        "dW_r = G^T X_r over the flattened batch: rank r's columns, whole.",
+        "NVIDIA/TransformerEngine#530, pytorch/pytorch#153595, pytorch/pytorch#58005",
+    ),
 ):
     _enter(
         f"{_layer}.backward.weight-grad",
@@ -81,7 +89,7 @@ for _layer, _formula, _origin in (
         f"{_layer.capitalize()}: the weight's gradient",
         _formula,
         _wants(_layer, "weight"),
-        f"property G2; {_origin}",
+        _origin,
     )
 _enter(
     "column.backward.bias-grad",
@@ -89,7 +97,7 @@ _enter(
     "Column: the bias gradient is this rank's slice",
     "db_r = the sum of G_r over the flattened batch.",
     _wants("column", "bias"),
-    "property G3",
+    "",
 )
 _enter(
     "row.backward.bias-grad",
@@ -97,7 +105,7 @@ _enter(
     "Row: the bias gradient is whole and equal on every rank",
     "db = the sum of G over the flattened batch, on every rank: neither divided nor multiplied by P.",
     _wants("row", "bias"),
-    "property G3; bugs B006, B007, B008; mutants M02, M03, M06",
+    "pytorch/torchtitan#4332, pytorch/torchtitan#2106, awslabs/slapo#23, huggingface/text-generation-inference#1036",
 )
 
 
@@ -106,7 +114,7 @@ _enter(
     "Replicated gradients are bit for bit the same",
     "A gradient of a replicated value has the same bits on every rank.",
     lambda case: case.P > 1 and has_values(case) and runs_backward(case),
-    origin="properties F2, G1; bug B123",
+    origin="bigscience-workshop/Megatron-DeepSpeed#271, PaddlePaddle/Paddle#50676",
 )
 def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for name in expected_gradients(case):
@@ -124,7 +132,6 @@ def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[
     "A gradient has its tensor's dtype",
     "Every gradient has the dtype of the tensor that it belongs to, also under autocast.",
     lambda case: has_values(case) and runs_backward(case),
-    origin="property X1",
 )
 def gradient_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for rank, step, _ in steps(case, seen):
@@ -138,7 +145,7 @@ def gradient_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Ite
     "What is frozen gets no gradient",
     "A weight, bias or input that requires no gradient gets none; the others' gradients are right all the same.",
     lambda case: has_values(case) and case.has_parameters and (bool(case.frozen) or not runs_backward(case)),
-    origin="property G6; bugs B031, B032; mutant M69",
+    origin="NVIDIA/TransformerEngine#373, NVIDIA/Megatron-LM#548, modelscope/ms-swift#9790",
 )
 def frozen(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     wanted = expected_gradients(case)
@@ -154,7 +161,6 @@ def frozen(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Vi
     """Backward with retain_graph and backward again adds the same gradients once more: the first leaves what it saved
     as it was.""",
     lambda case: case.procedure == "retain" and differentiates(case),
-    origin="property G5",
 )
 def retain_graph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
@@ -172,7 +178,7 @@ def retain_graph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     """After a second forward and backward, on other data, every parameter's gradient is the sum of both; the inputs'
     gradients are each their own.""",
     lambda case: case.procedure == "accumulate" and differentiates(case),
-    origin="property G5; bug B020",
+    origin="pytorch/torchtitan#3412",
 )
 def accumulate(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     one, two = truth.runs

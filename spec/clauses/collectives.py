@@ -58,7 +58,7 @@ def _budget(case: Case, seen: Sequence[Observation], phase: str, planned: tuple[
     "Collectives run on the given group",
     "Every collective runs on the tensor-parallel group that the layer was given: not the world, not another group.",
     _communicates,
-    origin="property H4; bugs B138, B139; mutants M26, M27",
+    origin="NVIDIA/Megatron-LM#7452, pytorch/xla#5279",
 )
 def group(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
@@ -84,7 +84,7 @@ def _is_mine(observation: Observation, ranks: tuple[int, ...]) -> bool:
     "Reductions run in the computation's dtype",
     "A reduction runs in the dtype of the tensor that it reduces; under autocast in the autocast dtype.",
     _communicates,
-    origin="property X1; bugs B115, B116; mutant M24",
+    origin="NVIDIA/TransformerEngine#3555, NVIDIA/Megatron-LM#6624",
 )
 def reduction_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for rank, name, log in _logs(case, seen):
@@ -101,7 +101,7 @@ def reduction_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> It
     batch calls too.""",
     _communicates,
     level="SHOULD",
-    origin="property H3; bug B130; mutant M89",
+    origin="deepspeedai/DeepSpeed#8204, sgl-project/sglang#33289",
 )
 def forward_budget(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _budget(case, seen, "forward", agreement(case).forward)
@@ -115,7 +115,7 @@ def forward_budget(case: Case, truth: Truth, seen: Sequence[Observation]) -> Ite
     gather: nothing.""",
     lambda case: _communicates(case) and runs_backward(case),
     level="SHOULD",
-    origin="property H3; bug B130; mutants M07, M08, M11",
+    origin="deepspeedai/DeepSpeed#8204, pytorch/torchtitan#1805, pytorch/pytorch#58005",
 )
 def backward_budget(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _budget(case, seen, "backward", agreement(case).backward)

@@ -89,7 +89,7 @@ def _value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Vi
     "The bias slice enters the column output once",
     "Y_r = X W_r^T + b_r: rank r adds its own slice of the bias, once.",
     _layer("column", bias=True),
-    origin="properties F1, F4; mutants M04, M05",
+    origin="ModelTC/LightX2V#1453, vllm-project/vllm-gguf-plugin#103",
 )
 def column_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _bias_once(case, truth, seen)
@@ -100,7 +100,7 @@ def column_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
     "The bias enters the row output once",
     "Y = sum_r X_r W_r^T + b: the bias is added once, after the reduction, for every P.",
     _layer("row", bias=True),
-    origin="properties F1, F4; bugs B001 to B004; mutants M01, M93",
+    origin="Wenyueh/MinivLLM#80, PaddlePaddle/Paddle#35186, awslabs/slapo#10, PaddlePaddle/FastDeploy#5247",
 )
 def row_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _bias_once(case, truth, seen)
@@ -111,7 +111,7 @@ def row_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iter
     "Column output: this rank's slice",
     "Y_r = X W_r^T + b_r, in every element, on every rank.",
     _layer("column", gathered=False),
-    origin="properties F1, F3, F7; mutants M33, M93",
+    origin="predibase/lorax#47, pytorch/pytorch#117728",
 )
 def column_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _value(case, truth, seen)
@@ -122,7 +122,7 @@ def column_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     "Column output, gathered: whole, in rank order",
     "With gather_output every rank holds Y [..., O], the slices in the order of the ranks along the last dimension.",
     _layer("column", gathered=True),
-    origin="properties F1, F7; bugs B029, B074, B132; mutants M17, M18, M19",
+    origin="NVIDIA/TransformerEngine#530, ndif-team/nnsight#719, hpcaitech/ColossalAI#579, tenstorrent/tt-metal#19433",
 )
 def column_gathered(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _value(case, truth, seen)
@@ -133,7 +133,7 @@ def column_gathered(case: Case, truth: Truth, seen: Sequence[Observation]) -> It
     "Row output: the whole sum on every rank",
     "Y = sum_r X_r W_r^T + b, in every element, on every rank.",
     _layer("row", reduced=True),
-    origin="properties F1, F3, F6, F7; bugs B009, B010, B018; mutants M10, M21, M24, M26, M33",
+    origin="Wenyueh/MinivLLM#13, microsoft/ltp-megatron-lm#68, NVIDIA/Megatron-LM#5337, NovaSky-AI/SkyRL#1886",
 )
 def row_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _value(case, truth, seen)
@@ -144,7 +144,7 @@ def row_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator
     "Row output, not reduced: this rank's term",
     "With reduce_output=False rank r returns X_r W_r^T, without a bias and without a collective.",
     _layer("row", reduced=False),
-    origin="property L4; bug B135",
+    origin="NVIDIA-NeMo/Megatron-Bridge#5635",
 )
 def row_partial(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _value(case, truth, seen)
@@ -155,7 +155,6 @@ def row_partial(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterat
     "Replicated outputs are bit for bit the same",
     "An output that is replicated has the same bits on every rank.",
     lambda case: has_values(case) and case.P > 1 and isinstance(agreement(case).output.value, Replicated),
-    origin="property F2",
 )
 def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for name, _ in judged(case):
@@ -176,7 +175,7 @@ def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[
     "The output has the computation's dtype",
     "The output has the input's dtype; under autocast, the autocast dtype, as F.linear has it.",
     has_values,
-    origin="property X1; mutant M24",
+    origin="NVIDIA/TransformerEngine#3555",
 )
 def output_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for rank, step, _ in steps(case, seen):
@@ -190,7 +189,6 @@ def output_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     """With skip_bias_add a layer returns (Y without bias, bias), (Y, None) without a bias; the bias is the parameter:
     the local slice for column, the whole for row. Nothing else returns a tuple.""",
     lambda case: has_values(case) and case.linear,
-    origin="property L4",
 )
 def returns(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for rank, step, _ in steps(case, seen):

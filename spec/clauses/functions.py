@@ -15,39 +15,39 @@ from spec.register import Applies, Violation, clause
 from spec.truth import Truth
 
 _FORWARD = {
-    "copy": ("copy passes its value on", "copy: R/R to R/P. The value passes unchanged.", "mutant M07"),
+    "copy": ("copy passes its value on", "copy: R/R to R/P. The value passes unchanged.", "pytorch/torchtitan#1805"),
     "reduce": (
         "reduce gives the sum on every rank",
         "reduce: P/R to R/R. Every rank holds the sum of the ranks' terms.",
-        "bugs B010, B014, B018; mutants M10, M21, M24, M26",
+        "microsoft/ltp-megatron-lm#68, pytorch/tutorials#1039, NVIDIA/Megatron-LM#5337, NovaSky-AI/SkyRL#1886",
     ),
     "gather": (
         "gather gives the slices in rank order",
         "gather(dim): S/S to R/R. Every rank holds the ranks' slices along dim, in the order of the ranks.",
-        "bugs B029, B074, B094, B111; mutants M17, M18, M19",
+        "NVIDIA/TransformerEngine#530, ndif-team/nnsight#719, pytorch/pytorch#159548, tenstorrent/tt-metal#19433",
     ),
     "scatter": (
         "scatter gives the rank's own slice",
         "scatter(dim): R/R to S/S. Rank r holds the r-th of P equal slices along dim.",
-        "mutant M27",
+        "",
     ),
 }
 _BACKWARD = {
     "copy": (
         "copy's backward sums the ranks' gradients",
         "The upstream gradient of copy is partial; its backward is one all-reduce, and every rank holds the sum.",
-        "mutants M07, M08, M09; NVIDIA/Megatron-LM#559",
+        "NVIDIA/Megatron-LM#559, pytorch/torchtitan#1805, deepspeedai/DeepSpeed#8204, horovod/horovod#2654",
     ),
     "reduce": (
         "reduce's backward passes the gradient on",
         "The upstream gradient of reduce is replicated; its backward is the identity, not a second all-reduce.",
-        "bugs B025, B028; mutant M11",
+        "microsoft/ltp-megatron-lm#68, pytorch/xla#2989, horovod/horovod#2654, pytorch/pytorch#58005",
     ),
     "gather": (
         "gather's backward is a slice",
         """The loss downstream of a gathered value is computed alike on every rank, so its gradient arrives replicated
         and the backward of gather is the rank's own slice. A backward that sums makes it P times too large.""",
-        "bug B024; mutants M14, M15",
+        "pytorch/pytorch#120386, modelscope/ms-swift#9947",
     ),
     "scatter": (
         "scatter's backward gathers",
@@ -100,7 +100,7 @@ for _name in FUNCTIONS:
     clause(f"{_name}.forward", _title, _text, _is(_name, exact), origin=_origin)(_forward)
 for _name in FUNCTIONS:
     _title, _text, _origin = _BACKWARD[_name]
-    clause(f"{_name}.backward", _title, _text, _is(_name, differentiates), origin=f"property G4; {_origin}")(_backward)
+    clause(f"{_name}.backward", _title, _text, _is(_name, differentiates), origin=_origin)(_backward)
 for _name in FUNCTIONS:
     clause(
         f"{_name}.adjoint",
@@ -108,5 +108,5 @@ for _name in FUNCTIONS:
         """<C u, v> = <u, C^T v> for rank-distinct u and v, each inner product taken of the values under their
         declared placements.""",
         _is(_name, lambda case: differentiates(case) and case.procedure == "run"),
-        origin="property G4; bugs B022, B024, B027",
+        origin="pytorch/pytorch#172932, pytorch/pytorch#120386, jax-ml/jax#3970",
     )(_adjoint)

@@ -25,7 +25,7 @@ from spec.truth import Truth
     """Y = relu(X W^T + b) W2^T + b2, whole on every rank, for both ways in which the layouts between the two layers
     fit: sharded, and gathered by the first to be cut by the second.""",
     lambda case: case.layer == "pair" and exact(case),
-    origin="property G7; bugs B098, B132; mutant M74",
+    origin="pytorch/pytorch#150336, hpcaitech/ColossalAI#579",
 )
 def value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for rank, step, run in steps(case, seen):
@@ -37,7 +37,6 @@ def value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Vio
     "Column, relu, row: the dense gradients",
     "Every gradient of the pair is the dense one, placed as its tensor.",
     lambda case: case.layer == "pair" and differentiates(case),
-    origin="property G7",
 )
 def gradients(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for rank, step, run in steps(case, seen):

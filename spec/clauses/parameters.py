@@ -34,7 +34,7 @@ def _shards(case: Case, truth: Truth, seen: Sequence[Observation], name: str) ->
     "Column-parallel weight: the rank's rows of the master",
     "Rank r holds W[r O/P : (r+1) O/P, :] of the master weight [O, I].",
     _holds("column"),
-    origin="properties C1, C2; bugs B075, B078; mutants M33, M35",
+    origin="vllm-project/vllm-gguf-plugin#103, predibase/lorax#47, NVIDIA/Megatron-LM#360",
 )
 def column_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _shards(case, truth, seen, "weight")
@@ -45,7 +45,7 @@ def column_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iter
     "Column-parallel bias: the rank's elements of the master",
     "Rank r holds b[r O/P : (r+1) O/P] of the master bias [O].",
     _holds("column", bias=True),
-    origin="bug B005; mutants M04, M05",
+    origin="ModelTC/LightX2V#1453, vllm-project/vllm-gguf-plugin#103",
 )
 def column_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _shards(case, truth, seen, "bias")
@@ -56,7 +56,7 @@ def column_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterat
     "Row-parallel weight: the rank's columns of the master",
     "Rank r holds W[:, r I/P : (r+1) I/P] of the master weight [O, I].",
     _holds("row"),
-    origin="properties C1, C2; bug B078; mutant M33",
+    origin="predibase/lorax#47",
 )
 def row_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _shards(case, truth, seen, "weight")
@@ -67,7 +67,7 @@ def row_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterato
     "Row-parallel bias: whole on every rank",
     "Every rank holds the whole master bias [O].",
     _holds("row", bias=True),
-    origin="mutants M03, M39; huggingface/text-generation-inference#1036",
+    origin="huggingface/text-generation-inference#1036, NVIDIA-NeMo/Automodel#1291",
 )
 def row_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _shards(case, truth, seen, "bias")
@@ -78,7 +78,7 @@ def row_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[
     "Shards own their storage",
     "A shard shares no storage with the master it was cut from, and its storage holds the shard and nothing else.",
     lambda case: case.has_parameters and case.procedure not in ("init", "refuse"),
-    origin="property C3; bugs B089, B133, B145; mutant M34",
+    origin="pytorch/pytorch#79400, hpcaitech/ColossalAI#5122, ModelTC/LightX2V#1390",
 )
 def own_storage(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:

@@ -41,7 +41,7 @@ def _wants(name: str) -> Applies:
     """Values are rounded to the dtype first. Products accumulate with roundoff u_acc: that of float32 for float32,
     bfloat16 and float16, that of float64 for float64; a reduction over ranks rounds P + 1 times in its own dtype.""",
     _real,
-    origin="property X1; bugs B115, B116, B117; mutant M24; pytorch/pytorch#144359",
+    origin="pytorch/pytorch#144359, NVIDIA/TransformerEngine#3555, NVIDIA/Megatron-LM#6624, tenstorrent/tt-metal#36749",
 )
 def forward(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for rank, step, run in steps(case, seen):
@@ -63,7 +63,7 @@ def _gradients(name: str, title: str) -> None:
 
     kind = {"x": "input", "weight": "weight", "bias": "bias"}[name]
     text = f"The error of the {kind}'s gradient stays within the bound derived for its sum, with the same accumulation."
-    clause(f"precision.{kind}-grad", title, text, _wants(name), origin="property X1; bug B116")(check)
+    clause(f"precision.{kind}-grad", title, text, _wants(name), origin="NVIDIA/Megatron-LM#6624")(check)
 
 
 _gradients("x", "The input gradient's error stays within the bound")

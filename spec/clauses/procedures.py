@@ -62,14 +62,14 @@ clause(
     "The same case twice gives the same bits",
     "The same layer on the same data gives bit for bit the same output and gradients.",
     _procedure("twice"),
-    origin="property R2; bug B118",
+    origin="NVIDIA-NeMo/RL#1227",
 )(_second_as_first(same_bits))
 clause(
     "repeat.delayed",
     "Late ranks change nothing",
     "Output and gradients keep their bits when ranks reach their collectives at different times.",
     _procedure("delay"),
-    origin="property R2; mutant M23",
+    origin="tenstorrent/tt-metal#46580",
 )(_second_as_first(same_bits))
 for _name, _title in (
     ("deepcopy", "A deep copy behaves as its original"),
@@ -89,7 +89,7 @@ clause(
     "A compiled layer gives what the layer gives",
     "Compiled as one graph, output and gradients equal those of a plain call.",
     _procedure("compile", "compile-inductor"),
-    origin="property X2; bugs B146, B147",
+    origin="vllm-project/vllm#39844, pytorch/pytorch#141830",
 )(_second_as_first(same_numbers))
 
 
@@ -98,7 +98,6 @@ clause(
     "A layer compiles as one graph",
     "A compiled forward needs one graph, with its collectives in it.",
     _procedure("compile", "compile-inductor"),
-    origin="property X2",
 )
 def fullgraph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
@@ -114,7 +113,7 @@ def fullgraph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator
     "Two layers do not touch each other",
     "Forward a, forward b, backward a, backward b gives each layer what it gives alone: calls share no state.",
     _procedure("interleave"),
-    origin="property R1; bug B045, B132",
+    origin="pytorch/pytorch#131264, hpcaitech/ColossalAI#579",
 )
 def independent(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
@@ -158,7 +157,7 @@ def inference(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator
     """Given equal random states, the weight is the rank's shard of the weight that the unsharded layer would draw, for
     every P: not the same values on every rank, and not scaled by the shard's own fan-in.""",
     _procedure("init"),
-    origin="property I1; bugs B059 to B065; mutants M38, M39, M40",
+    origin="modelscope/ms-swift#7944, allenai/OLMo-core#307, allenai/OLMo-core#319, NVIDIA-NeMo/Automodel#1291",
 )
 def initial_shards(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     placement = agreement(case).parameters["weight"]
@@ -182,7 +181,7 @@ def initial_shards(case: Case, truth: Truth, seen: Sequence[Observation]) -> Ite
     "The bias starts at zero",
     "The bias is zero on every rank, after construction and after drawing again.",
     lambda case: case.procedure == "init" and case.bias,
-    origin="mutant M39",
+    origin="NVIDIA-NeMo/Automodel#1291",
 )
 def initial_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     placement = agreement(case).parameters["bias"]
@@ -205,7 +204,7 @@ def initial_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     "Construction leaves the random state that nn.Linear leaves",
     "After drawing initial values the random state is the one that the unsharded layer leaves, on every rank.",
     _procedure("init"),
-    origin="property I1; bug B062",
+    origin="NVIDIA-NeMo/Automodel#1291",
 )
 def random_state(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
@@ -222,7 +221,7 @@ def random_state(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     "The state dict has nn.Linear's keys",
     "The keys are weight and, with a bias, bias, on every rank.",
     lambda case: case.procedure == "state-dict",
-    origin="mutant M03",
+    origin="huggingface/text-generation-inference#1036",
 )
 def state_keys(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     wanted = ["bias", "weight"] if case.bias else ["weight"]
@@ -237,7 +236,7 @@ def state_keys(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterato
     "A state dict round-trips bit for bit",
     "A layer that loads what another saved holds the same bits.",
     _procedure("state-dict"),
-    origin="properties C1, C5; bugs B004, B137",
+    origin="PaddlePaddle/FastDeploy#5247, vllm-project/vllm#48025",
 )
 def round_trip(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
@@ -255,7 +254,7 @@ def round_trip(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterato
     "A rank saves and loads its own shards without a collective, so that one rank may do it alone.",
     _procedure("state-dict"),
     level="SHOULD",
-    origin="property H1; bug B080; mutant M78",
+    origin="huggingface/transformers#48569",
 )
 def local_state(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
@@ -269,7 +268,7 @@ def local_state(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterat
     "A state dict that does not fit is refused",
     "Loading a state dict with a missing key, an unexpected key or a wrong shape raises.",
     _procedure("state-dict"),
-    origin="property C4; bug B090; mutant M82",
+    origin="ServiceNow/Fast-LLM#436, areal-project/AReaL#1468",
 )
 def loud(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:

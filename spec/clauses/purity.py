@@ -31,7 +31,7 @@ def _mutated(names: tuple[str, ...], seen: Sequence[Observation]) -> Iterator[Vi
     "Inputs are not written to",
     "The input keeps its bytes, through forward and backward.",
     has_values,
-    origin="property F5; bugs B011, B012, B146; mutants M22, M23, M50",
+    origin="Lightning-AI/pytorch-lightning#18228, NVIDIA/Megatron-LM#7452, vllm-project/vllm#39844",
 )
 def inputs_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _mutated(("x",), seen)
@@ -42,7 +42,6 @@ def inputs_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
     "Upstream gradients are not written to",
     "The upstream gradient keeps its bytes: it belongs to the caller, who may hold other references to it.",
     runs_backward,
-    origin="property F5",
 )
 def upstream_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _mutated(("g",), seen)
@@ -53,7 +52,7 @@ def upstream_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) ->
     "Master weights are not written to",
     "The master weight and bias keep their bytes: a layer copies what it takes from them.",
     lambda case: case.has_parameters and case.procedure not in ("init", "refuse"),
-    origin="property C3; mutant M34",
+    origin="ModelTC/LightX2V#1390",
 )
 def masters_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _mutated(("master_weight", "master_bias", "master_weight2", "master_bias2"), seen)
@@ -65,7 +64,7 @@ def masters_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> 
     """Outputs and gradients share storage neither with the input, the upstream gradient nor a parameter. The bias that
     skip_bias_add returns is the parameter itself; copy, scatter, and every function at P = 1 may return views.""",
     has_values,
-    origin="property F5; bug B145",
+    origin="ModelTC/LightX2V#1390",
 )
 def no_alias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     views = case.layer in ("copy", "scatter") or (not case.has_parameters and case.P == 1)

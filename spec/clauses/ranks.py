@@ -54,7 +54,7 @@ def table_of_collectives(seen: Sequence[Observation]) -> str:
     "No rank raises",
     "With valid arguments no rank raises an exception of its own.",
     _always,
-    origin="bugs B009, B031, B032, B093, B113; mutants M68, M90",
+    origin="Wenyueh/MinivLLM#13, NVIDIA/TransformerEngine#373, NVIDIA/Megatron-LM#548, modelscope/ms-swift#9790",
 )
 def no_exception(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     own = [s for s in seen if s.raised and not is_communication_error(s)]
@@ -74,7 +74,7 @@ def no_exception(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     "No rank dies",
     "No rank's process ends while it computes.",
     _always,
-    origin="mutant M91",
+    origin="turboderp-org/exllamav3#302",
 )
 def alive(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
@@ -87,7 +87,7 @@ def alive(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Vio
     "Ranks enter the same collectives",
     "All ranks of a group enter the same sequence of collectives, with the same kind, size and dtype.",
     _always,
-    origin="properties H1, H2; bugs B108, B142, B144; mutants M89, M90",
+    origin="pytorch/pytorch#115310, sgl-project/sglang#33289, NVIDIA/nccl#1417",
 )
 def same_collectives(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     if any(s.fate != "returned" or s.raised for s in seen):
@@ -117,7 +117,7 @@ def same_collectives(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
     "Every rank finishes",
     "Every operation ends on every rank: none waits for ever.",
     _always,
-    origin="property H1; mutants M78, M89",
+    origin="huggingface/transformers#48569, sgl-project/sglang#33289",
 )
 def finish(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:

@@ -24,7 +24,7 @@ def _refused(seen: Sequence[Observation]) -> bool:
     "A bad argument raises on every rank",
     "A bad argument that all ranks share raises some exception on each of them.",
     _refuses,
-    origin="property U1; bugs B039, B046, B098, B105; mutants M04, M29, M30, M67",
+    origin="pytorch/torchtitan#1306, sgl-project/sglang#31799, pytorch/pytorch#150336, vllm-project/vllm#440",
 )
 def raises(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:

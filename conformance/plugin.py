@@ -149,7 +149,8 @@ def suite(pytestconfig: pytest.Config) -> Suite:
     """The implementation under examination, with this worker's ranks."""
     from spec.reference import cache_compilations_in
 
-    cache_compilations_in(str(pytestconfig.cache.mkdir("jax")) if pytestconfig.cache else "")
+    cache = getattr(pytestconfig, "cache", None)
+    cache_compilations_in(str(cache.mkdir("jax")) if cache else "")
     return pytestconfig.stash[_suite]
 
 

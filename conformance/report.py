@@ -109,7 +109,8 @@ def _cell(tally: Tally, name: str, size: int) -> str:
         return "-"
     if blamed:
         return f"FAIL {blamed}/{judged}"
-    return f"known {broken}/{judged}" if broken else str(judged)
+    label = "should" if REGISTER[name].level == "SHOULD" else "known"
+    return f"{label} {broken}/{judged}" if broken else str(judged)
 
 
 def _impl(options: Options) -> str:
@@ -135,10 +136,18 @@ def _side(label: str, text: str) -> list[str]:
     if not text:
         return []
     first, *rest = text.strip("\n").splitlines()
-    return [f"{_INDENT}{label:<9} {first}", *(f"{_INDENT}{'':<9} {line}" for line in rest[-30:])]
+    if len(rest) > 30:
+        rest = [*rest[:14], f"... {len(rest) - 29} lines ...", *rest[-15:]]
+    return [f"{_INDENT}{label:<9} {first}", *(f"{_INDENT}{'':<9} {line}" for line in rest)]
 
 
 def _collectives(seen: Sequence[Observation]) -> list[str]:
     if all(entry.fate == "returned" for entry in seen):
         return []
-    return ["  collectives", *(_INDENT + line for line in table_of_collectives(seen).splitlines())]
+    lines = ["  collectives", *(_INDENT + line for line in table_of_collectives(seen).splitlines())]
+    for entry in (entry for entry in seen if entry.fate in ("hung", "victim") and entry.stack):
+        lines += [
+            f"  rank {entry.rank:<4}stands at, innermost first",
+            *(_INDENT + line for line in entry.stack.splitlines()[:12]),
+        ]
+    return lines

@@ -16,10 +16,11 @@ Facts that a Step may carry, by name; a clause that finds none of its facts does
 
 from spec.clauses import ranks  # noqa: I001  (the order of imports is the order of causes)
 from spec.clauses import refusals
+from spec.clauses import groups
 from spec.clauses import purity
 from spec.clauses import parameters
-from spec.clauses import forward
 from spec.clauses import functions
+from spec.clauses import forward
 from spec.clauses import backward
 from spec.clauses import pair
 from spec.clauses import precision
@@ -32,6 +33,7 @@ __all__ = [
     "collectives",
     "forward",
     "functions",
+    "groups",
     "one_rank",
     "pair",
     "parameters",

@@ -57,6 +57,8 @@ def table_of_collectives(seen: Sequence[Observation]) -> str:
     origin="Wenyueh/MinivLLM#13, NVIDIA/TransformerEngine#373, NVIDIA/Megatron-LM#548, modelscope/ms-swift#9790",
 )
 def no_exception(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    if _diverged(seen):
+        return
     own = [s for s in seen if s.raised and not is_communication_error(s)]
     others = [
         s
@@ -78,7 +80,7 @@ def no_exception(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
 )
 def alive(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     for observation in seen:
-        if observation.fate == "died":
+        if observation.fate == "died" and not _diverged(seen):
             yield Violation(observation.rank, "", f"died: {observation.exit}", "a rank that returns", observation.stack)
 
 
@@ -92,7 +94,7 @@ def alive(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Vio
 def same_collectives(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     if any(s.fate != "returned" or s.raised for s in seen):
         blamed = any(s.fate == "died" or (s.raised and not is_communication_error(s)) for s in seen)
-        if not blamed and (_diverged(seen) or len({len(s.entered) for s in seen}) > 1):
+        if _diverged(seen) or (not blamed and len({len(s.entered) for s in seen}) > 1):
             yield Violation(
                 None, "", "the ranks' collectives part", "one sequence on all ranks", table_of_collectives(seen)
             )

@@ -1,0 +1,74 @@
+"""Ranks that fail: rank 1 alone raises, dies, stays away, or brings something else, while the others are in a sum."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from conformance.adapters.protocol import Group
+from conformance.adapters.pytorch import Layer
+from conformance.adapters.torch_tp import TorchTp
+from torch_tp import collectives
+from torch_tp.collectives import all_reduce
+
+
+class Raises(TorchTp):
+    """Rank 1 runs out of memory where the others wait for it: turboderp-org/exllamav3#302."""
+
+    def set_up(self, group: Group) -> None:
+        def sum_or_raise(buffer: Tensor, group: Any, what: str) -> Tensor:
+            if group.rank == 1:
+                raise MemoryError("no room for the buffer")
+            return all_reduce(buffer, group, what)
+
+        collectives.all_reduce = sum_or_raise
+
+
+class Dies(TorchTp):
+    """The process of rank 1 is killed, as the kernel does when memory runs out: turboderp-org/exllamav3#302."""
+
+    def set_up(self, group: Group) -> None:
+        def sum_or_die(buffer: Tensor, group: Any, what: str) -> Tensor:
+            if group.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return all_reduce(buffer, group, what)
+
+        collectives.all_reduce = sum_or_die
+
+
+class StaysAway(TorchTp):
+    """Rank 1 finds it has nothing to add and leaves the sum out: sgl-project/sglang#33289."""
+
+    def set_up(self, group: Group) -> None:
+        def sum_or_not(buffer: Tensor, group: Any, what: str) -> Tensor:
+            return buffer if group.rank == 1 else all_reduce(buffer, group, what)
+
+        collectives.all_reduce = sum_or_not
+
+
+class AnotherSize(TorchTp):
+    """Rank 1 enters the sum with twice as many elements: NVIDIA/nccl#1417."""
+
+    def set_up(self, group: Group) -> None:
+        def sum_of_another(buffer: Tensor, group: Any, what: str) -> Tensor:
+            mine = torch.cat([buffer, buffer]) if group.rank == 1 else buffer
+            return all_reduce(mine, group, what)[: len(buffer)]
+
+        collectives.all_reduce = sum_of_another
+
+
+class DiesOnce(TorchTp):
+    """Rank 1 dies in the first layer it builds, and never again once the file named by PLANTED_FLAG is there."""
+
+    def build(self, layer: Layer, group: dist.ProcessGroup) -> Any:
+        flag = Path(os.environ["PLANTED_FLAG"])
+        if layer.rank == 1 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().build(layer, group)

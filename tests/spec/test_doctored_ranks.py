@@ -1,0 +1,179 @@
+"""Ranks that are lost or raise, refusals that are none, and data that is written to, shared, or sent astray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from doctoring import Change, Doctored, bits, clean, collectives, facts, fate, fields, one_ulp_off, output, raised
+
+from spec import REGISTER, Collective, Observation, Truth, judge
+
+ROW = "row P=2 batch=3 in=4 out=4 float32 bias values=small seed=31"
+COLUMN = "column P=2 batch=3 in=4 out=4 float32 bias values=small seed=32"
+GATHERED = "column P=2 batch=3 in=4 out=4 float32 bias gather_output values=small seed=33"
+SUBGROUP = "row P=2 batch=3 in=4 out=4 float32 values=small world=4 groups=interleaved seed=34"
+AUTOCAST = "row P=2 batch=3 in=4 out=4 float32 autocast=bfloat16 values=small seed=35"
+FROZEN_X = "column P=2 batch=3 in=4 out=2 float32 frozen=x values=small seed=36"
+NO_ROWS = "row P=2 batch=0 in=4 out=4 float32 values=small seed=37"
+COPY = "copy P=2 batch=3 in=4 float32 values=small seed=38"
+GATHER = "gather P=2 batch=3 in=4 float32 values=small seed=39"
+REFUSE = "row P=2 batch=3 in=4 out=3 float32 procedure=refuse fault=indivisible seed=40"
+ALONE = "column P=1 batch=3 in=64 out=3 float32 values=gaussian procedure=precision seed=41"
+ALONE_EXACT = "row P=1 batch=3 in=4 out=3 float32 bias seed=42"
+
+LOST = fate("raised", raised=raised("RuntimeError", "Connection closed by peer [127.0.0.1]:4242"))
+CRASHED = fate("raised", raised=raised("IndexError", "index 4 is out of bounds"), entered=("all-reduce 48 B",))
+REDUCE = Collective("all-reduce", 48, "float32", ranks=(0, 1))
+BACKWARD = replace(REDUCE, phase="backward")
+FORWARD_BUDGET, BACKWARD_BUDGET = "collectives.forward-budget", "collectives.backward-budget"
+
+
+def alias(*pairs: str) -> Change:
+    return fields(shared=pairs)
+
+
+TABLE = (
+    Doctored("ranks.no-exception", "one rank raises", ROW, CRASHED, ranks=(1,)),
+    Doctored("ranks.no-exception", "all ranks raise", ROW, CRASHED),
+    Doctored("ranks.no-exception", "the connection fails and no rank is to blame", ROW, LOST),
+    Doctored("ranks.alive", "one rank dies", ROW, fate("died", exit="signal 11"), ranks=(0,)),
+    Doctored("ranks.finish", "all ranks hang", ROW, fate("hung", entered=("all-reduce 48 B",), stack="all_reduce")),
+    Doctored(
+        "ranks.same-collectives", "rank 1 hangs alone", ROW, fate("hung", entered=("a",)), ("ranks.finish",), (1,)
+    ),
+    Doctored(
+        "ranks.same-collectives",
+        "other bytes on rank 1",
+        COLUMN,
+        collectives(lambda log: tuple(replace(c, bytes=c.bytes + 4) for c in log)),
+        (BACKWARD_BUDGET,),
+        (1,),
+    ),
+    Doctored("ranks.same-collectives", "rank 1 enters none", ROW, collectives(lambda log: ()), (FORWARD_BUDGET,), (1,)),
+    Doctored("refuse.raises", "accepted", REFUSE, fields("refused", raised=None)),
+    Doctored("refuse.raises", "accepted on rank 1", REFUSE, fields("refused", raised=None), ranks=(1,)),
+    Doctored("refuse.no-collective", "after an all-reduce", REFUSE, fields("refused", collectives=(REDUCE,))),
+    Doctored("refuse.group-usable", "no sum afterwards", REFUSE, fields("after", output=None)),
+    Doctored("refuse.group-usable", "a wrong sum", REFUSE, output(lambda s, r, v: v + 1, "after"), ranks=(1,)),
+    Doctored(
+        "refuse.same-everywhere",
+        "another text on rank 1",
+        REFUSE,
+        fields("refused", raised=raised("ValueError", "rank 1: in_features 5 is not divisible by 2")),
+        ranks=(1,),
+    ),
+    Doctored(
+        "refuse.type",
+        "an assertion",
+        REFUSE,
+        fields("refused", raised=raised("AssertionError", "in_features 5 is not divisible by 2")),
+    ),
+    Doctored("refuse.text", "no numbers", REFUSE, fields("refused", raised=raised("ValueError", "bad in_features"))),
+    Doctored("refuse.text", "no text", REFUSE, fields("refused", raised=raised("ValueError", ""))),
+    Doctored("purity.inputs", "written to", ROW, fields(mutated=("x",))),
+    Doctored("purity.upstream", "written to", COPY, fields(mutated=("g",)), ranks=(1,)),
+    Doctored("purity.masters", "weight written to", ROW, fields(mutated=("master_weight",))),
+    Doctored("purity.masters", "bias written to", ROW, fields(mutated=("master_bias",))),
+    Doctored("purity.no-alias", "output is the input", GATHER, alias("output/x")),
+    Doctored("purity.no-alias", "gradient is the upstream", COPY, alias("x.grad/g")),
+    Doctored("purity.no-alias", "gradient is the weight", ROW, alias("weight.grad/weight")),
+    Doctored("parameters.own-storage", "a view of the master", ROW, alias("weight/master_weight")),
+    Doctored("parameters.own-storage", "bias is the master", ROW, alias("bias/master_bias")),
+    Doctored("parameters.own-storage", "keeps the whole", ROW, facts(storage_bytes={"weight": 64})),
+    Doctored("one-rank.bits", "another rounding", ALONE, output(one_ulp_off)),
+    Doctored("one-rank.bits", "another dtype of a gradient", ALONE_EXACT, fields("dense", gradients={"x": None})),
+    Doctored("one-rank.nodes", "a node of its own", ALONE_EXACT, facts(nodes=["AddmmBackward0", "CopyBackward"])),
+    Doctored("one-rank.no-collective", "an all-reduce of one", ALONE_EXACT, fields(collectives=(REDUCE,))),
+    Doctored(
+        "collectives.group", "the world", SUBGROUP, collectives(lambda log: (replace(log[0], ranks=(0, 1, 2, 3)),))
+    ),
+    Doctored(
+        "collectives.group", "the neighbours", SUBGROUP, collectives(lambda log: (replace(log[0], ranks=(0, 1)),))
+    ),
+    Doctored(
+        "collectives.dtype",
+        "wider than autocast",
+        AUTOCAST,
+        collectives(lambda log: (replace(log[0], dtype="float32"),)),
+    ),
+    Doctored(
+        "collectives.dtype",
+        "narrower than the values",
+        ROW,
+        collectives(lambda log: (replace(log[0], dtype="bfloat16"),)),
+    ),
+    Doctored(FORWARD_BUDGET, "twice", ROW, collectives(lambda log: log * 2)),
+    Doctored(FORWARD_BUDGET, "needless", COLUMN, collectives(lambda log: (REDUCE, *log))),
+    Doctored(FORWARD_BUDGET, "none for no rows", NO_ROWS, collectives(lambda log: ())),
+    Doctored(
+        FORWARD_BUDGET, "whole, not the slice", GATHERED, collectives(lambda log: (replace(log[0], bytes=48), *log[1:]))
+    ),
+    Doctored(BACKWARD_BUDGET, "needless", ROW, collectives(lambda log: (*log, BACKWARD))),
+    Doctored(BACKWARD_BUDGET, "for a frozen input", FROZEN_X, collectives(lambda log: (*log, BACKWARD))),
+    Doctored(BACKWARD_BUDGET, "none", COLUMN, collectives(lambda log: ())),
+)
+
+
+@pytest.mark.parametrize("entry", TABLE, ids=str)
+def test_a_rank_doctored_in_one_thing_is_named_by_its_clause(entry: Doctored) -> None:
+    assert entry.expected == entry.found()
+
+
+@pytest.mark.parametrize("line", sorted({entry.line for entry in TABLE}))
+def test_what_the_doctored_ranks_were_made_from_breaks_no_clause(line: str) -> None:
+    scene = clean(line)
+    assert not judge(scene.case, scene.truth, scene.seen)
+
+
+def lost(*observations: Observation) -> list[str]:
+    """What `judge` names, in order."""
+    return [finding.clause.name for finding in judge(clean(ROW).case, Truth(()), observations)]
+
+
+def test_a_victim_is_never_the_cause() -> None:
+    """A rank dies, another's connection closes, a third is stopped: only the dead one is named."""
+    closed = raised("RuntimeError", "Connection reset by peer")
+    seen = (
+        Observation(0, fate="raised", raised=closed, entered=("all-reduce 48 B",)),
+        Observation(1, fate="died", exit="signal 9"),
+        Observation(2, fate="victim", entered=("all-reduce 48 B",)),
+    )
+    expected = ["ranks.alive"]
+    assert expected == lost(*seen)
+
+
+def test_a_rank_that_raises_leaves_others_waiting_and_is_named_alone() -> None:
+    own = Observation(0, fate="raised", raised=raised("ValueError", "no"))
+    expected = ["ranks.no-exception"]
+    assert expected == lost(own, Observation(1, fate="victim", entered=("all-reduce 48 B",)))
+
+
+def test_ranks_that_part_and_then_wait_are_named_by_their_logs() -> None:
+    """Neither raised: the logs part, so the hang that follows comes second."""
+    one = Observation(0, fate="hung", entered=("all-reduce 48 B", "all-gather 8 B"))
+    two = Observation(1, fate="hung", entered=("all-reduce 48 B", "all-reduce 8 B"))
+    expected = ["ranks.same-collectives", "ranks.finish"]
+    assert expected == lost(one, two)
+
+
+def test_the_table_of_collectives_shows_who_never_came() -> None:
+    seen = (Observation(0, fate="hung", entered=("all-reduce 48 B",)), Observation(1, fate="hung"))
+    (violation,) = REGISTER["ranks.same-collectives"].check(clean(ROW).case, Truth(()), seen)
+    expected = "rank 0 hung: entered all-reduce 48 B\nrank 1 hung: entered no collective, never joined #1"
+    assert expected == violation.got
+
+
+def test_where_a_rank_is_lost_its_values_are_not_judged() -> None:
+    """The others' wrong outputs follow from the loss."""
+    scene = clean(ROW)
+    wrong = replace(scene.seen[1], steps={"first": replace(scene.seen[1].steps["first"], output=bits(np.ones((3, 4))))})
+    expected = ["ranks.alive"]
+    assert expected == lost(Observation(0, fate="died"), wrong)
+
+
+def test_collectives_that_cannot_be_observed_break_no_clause() -> None:
+    scene = clean(ROW)
+    blind = fields(collectives=None)
+    assert not judge(scene.case, scene.truth, [blind(scene, seen) for seen in scene.seen])

@@ -59,13 +59,18 @@ class Known:
             BadKnownFile: no such file, no TOML, an unknown clause or field, or a case that is none.
         """
         try:
-            entries = tomllib.loads(Path(path).read_text()).get("deviation", [])
-        except (OSError, tomllib.TOMLDecodeError) as error:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise BadKnownFile(f"--known {path}: {error}") from None
+        entries = content.get("deviation", [])
+        if set(content) - {"deviation"} or not isinstance(entries, list):
+            raise BadKnownFile(f"--known {path}: has {sorted(content)}; it holds tables [[deviation]] and nothing else")
         return cls(tuple(_deviation(f"--known {path}, entry {n + 1}", entry) for n, entry in enumerate(entries)))
 
 
-def _deviation(where: str, entry: Mapping[str, Any]) -> Deviation:
+def _deviation(where: str, entry: Any) -> Deviation:
+    if not isinstance(entry, dict):
+        raise BadKnownFile(f"{where}: is no table; write [[deviation]]")
     names = {f.name for f in fields(Deviation)}
     missing = [name for name in ("clause", "case", "reason") if name not in entry]
     unknown = [name for name in entry if name not in names]
@@ -73,11 +78,17 @@ def _deviation(where: str, entry: Mapping[str, Any]) -> Deviation:
         raise BadKnownFile(f"{where}: missing {missing}, unknown {unknown}; an entry has {sorted(names)}")
     if entry["clause"] not in REGISTER:
         raise BadKnownFile(f"{where}: there is no clause {entry['clause']!r}; `python -m spec` lists them")
-    foreign = [name for name in entry.get("when", {}) if name not in {f.name for f in fields(Case)}]
+    when = entry.get("when", {})
+    foreign = [name for name in when if name not in {f.name for f in fields(Case)}] if isinstance(when, dict) else when
     if foreign:
         raise BadKnownFile(f"{where}: `when` has {foreign}, which no Case has")
     try:
-        case = Case.parse(entry["case"])
+        case = Case.parse(str(entry["case"]))
     except ValueError as error:
         raise BadKnownFile(f"{where}: {error}") from None
-    return Deviation(**{**entry, "case": case})
+    # TOML has lists where a Case has tuples.
+    when = {name: tuple(value) if isinstance(value, list) else value for name, value in when.items()}
+    made = Deviation(entry["clause"], case, entry["reason"], when, entry.get("link", ""))
+    if not made.explains(made.clause, case):
+        raise BadKnownFile(f"{where}: `when` does not fit its own `case` {case}")
+    return made

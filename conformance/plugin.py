@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,15 @@ def options_of(config: pytest.Config) -> Options:
         known,
         (str(Path.cwd()),),
         config.getoption("--attached"),
+        _scratch(config),
     )
+
+
+def _scratch(config: pytest.Config) -> str:
+    """A folder for what compilers keep, gone at the end of this process's run."""
+    folder = tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    return folder.name
 
 
 @pytest.hookimpl(tryfirst=True)

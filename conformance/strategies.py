@@ -150,11 +150,7 @@ def _function(draw: Any, item: Item) -> Case:
     fields = _fixed(item)
     if item.layer in ("gather", "scatter"):
         shape = [*batch, width]
-        dim = (
-            draw(st.integers(-len(shape), len(shape) - 1).map(lambda d: -1 - d if d >= 0 else d))
-            if len(shape) > 1
-            else -1
-        )
+        dim = draw(st.sampled_from(sorted(range(-len(shape), len(shape)), key=lambda d: (d != -1, abs(d)))))
         shape[dim] *= item.P
         batch, width = tuple(shape[:-1]), shape[-1]
         fields["dim"] = dim
@@ -162,4 +158,6 @@ def _function(draw: Any, item: Item) -> Case:
         fields["values"] = draw(st.sampled_from(("positive", "gaussian")))
     elif item.procedure not in _PLAIN:
         fields["x"], fields["g"] = draw(st.sampled_from(LAYOUTS))
+    if item.procedure == "run":
+        fields["frozen"] = draw(st.sampled_from(("", "", "", "x")))
     return _finished(draw, item, fields | {"batch": batch, "in_features": width})

@@ -30,7 +30,12 @@ DEADLINE_AFTER_HANG = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line chose; `attached`: on the ranks that torchrun started, of which this process is rank 0."""
+    """What the command line chose.
+
+    Attributes:
+        attached: on the ranks that torchrun started, of which this process is rank 0.
+        scratch: a folder for what compilers keep, of the caller's making; empty for theirs.
+    """
 
     impl: str = "torch_tp"
     world_sizes: tuple[int, ...] = (1, 2, 4)
@@ -40,6 +45,7 @@ class Options:
     known: str = ""
     sys_path: tuple[str, ...] = ()
     attached: bool = False
+    scratch: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class Suite:
         if self._controller is not None:
             return self._simulate(case)
         deadline = COMPILE_DEADLINE if case.procedure.startswith("compile") else DEADLINE
-        if self._hangs and not confirming:
+        if self._hangs and not confirming and self.options.device == "cpu":
             deadline = min(deadline, DEADLINE_AFTER_HANG)
         controlled = self.declaration.controller
         replies = self._call(1 if controlled else case.world, f"run {case.text}".encode(), deadline)
@@ -215,8 +221,9 @@ def rank_setup(options: Options, world: int) -> RankSetup:
     layouts = [_neighbours(size, world) for size in (1, 2) if size < world and world % size == 0]
     if world == 4:
         layouts.append(((0, 2), (1, 3)))
-    handler, impl = "conformance.adapters.serve:serve", {"impl": options.impl}
-    return RankSetup(world, handler, impl, options.backend, options.device, tuple(layouts), options.sys_path)
+    chosen = {"impl": options.impl, "scratch": options.scratch}
+    handler, groups = "conformance.adapters.serve:serve", tuple(layouts)
+    return RankSetup(world, handler, chosen, options.backend, options.device, groups, options.sys_path)
 
 
 def _neighbours(size: int, world: int) -> tuple[tuple[int, ...], ...]:

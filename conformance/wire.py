@@ -32,7 +32,9 @@ def decode(message: bytes) -> tuple[Observation, ...]:
         ValueError: the message is cut short or no such message.
     """
     start = _LENGTH + int.from_bytes(message[:_LENGTH], "little")
-    entries: list[Any] = json.loads(message[_LENGTH:start])
+    entries: Any = json.loads(message[_LENGTH:start])
+    if not isinstance(entries, list):
+        raise ValueError(f"a message whose header is a {type(entries).__name__}, not a list of observations")
     position = start
 
     def array(value: Any) -> Array | None:

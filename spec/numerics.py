@@ -37,7 +37,9 @@ FORMATS = {
 
 
 def decode(bits: bytes, dtype: str, shape: tuple[int, ...]) -> Floats:
-    """The numbers behind the bits, exactly, as float64 of the given shape."""
+    """The numbers behind the bits, exactly, as float64 of the given shape; NaN for any other dtype than the four."""
+    if dtype not in FORMATS:
+        return np.full(shape, np.nan)
     raw = np.frombuffer(bits, FORMATS[dtype].storage)
     if dtype == "bfloat16":
         raw = (raw.astype(np.uint32) << 16).view(np.float32)

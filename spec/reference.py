@@ -24,6 +24,8 @@ from spec.truth import Truth, Values
 from spec.values import Inputs, inputs, runs
 
 jax.config.update("jax_enable_x64", True)
+# Every result is read at once, so handing it to another thread only costs.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 BUCKETS = (8, 32, 128, 512)
 WITHOUT_TRUTH = frozenset({"init", "state-dict", "refuse"})

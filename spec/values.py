@@ -126,7 +126,11 @@ class _Draws:
         """A whole tensor, or the stacked terms of a partial one, no two of which are equal."""
         if not isinstance(placement, Partial):
             return self.tensor(shape, layout)
-        return np.stack([self.tensor(shape, layout) for _ in range(self._P)])
+        for _ in range(8):
+            terms = [self.tensor(shape, layout) for _ in range(self._P)]
+            if len({term.tobytes() for term in terms}) == self._P:
+                break
+        return np.stack(terms)
 
     def tensor(self, shape: tuple[int, ...], layout: str = "contiguous") -> Floats:
         """A tensor whose rows and columns differ where sizes and values allow; expanded: equal along dimension 0."""
@@ -142,7 +146,13 @@ class _Draws:
     def _draw(self, shape: tuple[int, ...]) -> Floats:
         """Nonzero integers up to the amplitude, or real numbers rounded to the dtype."""
         if self._amplitude:
-            steps = self._generator.integers(0, 2 * self._amplitude, shape)
+            few = len(shape) == 1 and shape[0] <= 2 * self._amplitude < 1000
+            # A vector of few possible values is drawn without replacement, or its blocks would often be equal.
+            steps = (
+                self._generator.choice(2 * self._amplitude, shape, replace=False)
+                if few
+                else self._generator.integers(0, 2 * self._amplitude, shape)
+            )
             return np.where(steps < self._amplitude, steps - self._amplitude, steps - self._amplitude + 1).astype(float)
         drawn: Floats = np.asarray(self._generator.standard_normal(shape))
         if self._kind == "positive":

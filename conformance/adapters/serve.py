@@ -8,6 +8,7 @@ run <case line>     this rank's observation of the case
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -24,6 +25,8 @@ class Server:
 
     def __init__(self, context: Any) -> None:
         self._context = context
+        if context.options.get("scratch"):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = context.options["scratch"]
         self._adapter = find(context.options["impl"])
         self._open: tuple[tuple[int, ...], Any] | None = None
 

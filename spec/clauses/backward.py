@@ -143,8 +143,11 @@ def gradient_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Ite
 @clause(
     "backward.frozen",
     "What is frozen gets no gradient",
-    "A weight, bias or input that requires no gradient gets none; the others' gradients are right all the same.",
-    lambda case: has_values(case) and case.has_parameters and (bool(case.frozen) or not runs_backward(case)),
+    """A weight, bias or input that requires no gradient gets none, nor does a bias that is only returned; the others'
+    gradients are right all the same.""",
+    lambda case: (
+        has_values(case) and (bool(case.frozen) or not runs_backward(case) or (case.skip_bias_add and case.bias))
+    ),
     origin="NVIDIA/TransformerEngine#373, NVIDIA/Megatron-LM#548, modelscope/ms-swift#9790",
 )
 def frozen(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:

@@ -13,7 +13,7 @@ from spec.placements import Floats, Partial, Placement, local
 from spec.register import Violation
 
 EXACT = frozenset({"exact", "small"})
-INDEPENDENT_RUNS = {"accumulate": (("first", 0),), "interleave": (("first", 0), ("second", 1))}
+INDEPENDENT_RUNS = {"accumulate": (("first", 0),), "interleave": (("first", 0),)}
 NO_VALUES = frozenset({"init", "state-dict", "refuse"})
 
 

@@ -41,7 +41,7 @@ def inputs_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
     "purity.upstream",
     "Upstream gradients are not written to",
     "The upstream gradient keeps its bytes: it belongs to the caller, who may hold other references to it.",
-    runs_backward,
+    lambda case: has_values(case) and runs_backward(case),
 )
 def upstream_unchanged(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     yield from _mutated(("g",), seen)

@@ -61,9 +61,7 @@ def no_exception(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
         return
     own = [s for s in seen if s.raised and not is_communication_error(s)]
     others = [
-        s
-        for s in seen
-        if s.raised and is_communication_error(s) and all(t.fate in ("returned", "raised") for t in seen)
+        s for s in seen if s.raised and is_communication_error(s) and all(t.fate not in ("died", "hung") for t in seen)
     ]
     for observation in own or others:
         raised = observation.raised

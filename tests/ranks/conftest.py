@@ -59,9 +59,11 @@ class Worker:
         self.temp = tmp_path / "temp"
         self.temp.mkdir()
         name, _, value = self.mark.partition("=")
+        # torch's compiler makes its cache on import, among temporary files unless told where; it is not ours to remove.
+        places = {"TMPDIR": str(self.temp), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
         self.process = subprocess.Popen(
             [sys.executable, *args],
-            env=os.environ | {name: value, "TMPDIR": str(self.temp), "PYTHONPATH": f"{ROOT}:{HERE}"},
+            env=os.environ | places | {name: value, "PYTHONPATH": f"{ROOT}:{HERE}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -84,22 +84,22 @@ whole tensors, and how the ranks hold them
   X                  [1, 4]  S(-1)  [[ 1, -2, -1,  3]]
   W                  [2, 4]  S(1)   [[ 1,  2,  3,  2],
                                      [ 3, -2, -3, -1]]
-  b                  [2]     R      [-1, -2]
+  b                  [2]     R      [-2, -1]
   G                  [1, 2]  R      [[ 3, -2]]
 rank 0 holds and computes
   X_0                [1, 2]         [[ 1, -2]]
   W_0                [2, 2]         [[ 1,  2],
                                      [ 3, -2]]
-  b                  [2]            [-1, -2]
+  b                  [2]            [-2, -1]
   T_0 = X_0 W_0^T    [1, 2]         [[-3,  7]]
 rank 1 holds and computes
   X_1                [1, 2]         [[-1,  3]]
   W_1                [2, 2]         [[ 3,  2],
                                      [-3, -1]]
-  b                  [2]            [-1, -2]
+  b                  [2]            [-2, -1]
   T_1 = X_1 W_1^T    [1, 2]         [[3, 0]]
 output, the sum, whole on every rank
-  Y = T_0 + T_1 + b  [1, 2]  R      [[-1,  5]]
+  Y = T_0 + T_1 + b  [1, 2]  R      [[-2,  6]]
 
 rank 0, backward
   dX_0 = G W_0               [1, 2]         [[-3, 10]]

@@ -167,14 +167,6 @@ def test_remarks_say_what_rows_do_not(line: str, remark: str):
     ("line", "reason"),
     [
         ("row P=2 in=2 out=2 procedure=init", "procedure=init computes no values to trace; procedure=run does"),
-        (
-            "row P=2 in=2 out=2 bias reduce_output=False",
-            "the contract refuses reduce_output=False with a bias, unless skip_bias_add returns it",
-        ),
-        (
-            "column P=2 in=2 out=2 bias gather_output skip_bias_add",
-            "the contract refuses gather_output together with skip_bias_add and a bias",
-        ),
     ],
 )
 def test_what_has_no_trace(line: str, reason: str):

@@ -29,10 +29,8 @@ class Item:
 
     @property
     def cost(self) -> str:
-        """Which test runs it: item, waiting_item with fewer examples, compiled_item with few."""
-        if self.procedure.startswith("compile"):
-            return "compiled_item"
-        return "waiting_item" if self.procedure == "delay" else "item"
+        """Which test runs it: item, or compiled_item with few examples, since compiling takes seconds."""
+        return "compiled_item" if self.procedure.startswith("compile") else "item"
 
     def __str__(self) -> str:
         ranks = f"P{self.P}of{self.world}" if self.world not in (0, self.P) else f"P{self.P}"

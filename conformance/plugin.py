@@ -126,7 +126,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     suite = metafunc.config.stash[_suite]
-    for cost in ("item", "waiting_item", "compiled_item"):
+    for cost in ("item", "compiled_item"):
         if cost in metafunc.fixturenames:
             chosen = [item for item in items(suite.options.world_sizes) if item.cost == cost]
             metafunc.parametrize(cost, chosen, ids=str)

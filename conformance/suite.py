@@ -151,6 +151,9 @@ class Suite:
                 return Verdict(case, groups=groups, intermittent=lost)
             self._hangs |= any(seen.fate == "hung" for group in groups for seen in group)
         findings = self._judge(case, groups)
+        if lost and not findings:
+            # No clause that was asked for answers for the loss, and what was lost cannot have passed.
+            return Verdict(case, groups=groups, intermittent=lost)
         if findings and not lost and not self._canary_sings(case):
             groups = self._observe(case)
             findings = self._judge(case, groups)

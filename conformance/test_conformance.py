@@ -11,9 +11,8 @@ from conformance.report import raise_first
 from conformance.strategies import cases
 from conformance.suite import Suite
 
-# Relative to the profile's number, because waiting and compiling cost a hundred times as much as a plain example.
-_FEWER = settings(max_examples=max(settings.default.max_examples // 5, 1) if settings.default else 1)
-_FEW = settings(max_examples=max(settings.default.max_examples // 12, 1) if settings.default else 1)
+# Relative to the profile's number, because compiling costs a hundred times as much as a plain example.
+_FEW = settings(max_examples=max(settings().max_examples // 12, 1))
 
 
 def examine(item: Item, suite: Suite, data: st.DataObject) -> None:
@@ -28,13 +27,6 @@ def examine(item: Item, suite: Suite, data: st.DataObject) -> None:
 def test_conforms(item: Item, suite: Suite, data: st.DataObject) -> None:
     __tracebackhide__ = True
     examine(item, suite, data)
-
-
-@_FEWER
-@given(data=st.data())
-def test_waits(waiting_item: Item, suite: Suite, data: st.DataObject) -> None:
-    __tracebackhide__ = True
-    examine(waiting_item, suite, data)
 
 
 @_FEW

@@ -60,7 +60,7 @@ def delay(session: TorchSession, case: Case, group: int) -> Steps:
     data = inputs(case, group)
     built = session.build(case, data)
     first = session.step("first", case, data, built)
-    session.log.delay = 0.004 * ((session.group.rank + case.seed) % case.P)
+    session.log.delay = 0.002 * ((session.group.rank + case.seed) % case.P)
     return [first, session.step("second", case, data, built)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,10 @@ class NoSuchAdapter(ValueError):
     """The name of an implementation that leads to no adapter; the text says what is missing and what would do."""
 
 
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Where a session runs.
@@ -24,6 +28,7 @@ class Group:
         handle: the framework's process group; None for a controller.
         device: the framework's device.
         global_rank: in the world.
+        announce: to be called with one line before this rank enters a collective, for reports of lost ranks.
     """
 
     rank: int
@@ -31,6 +36,7 @@ class Group:
     handle: Any = None
     device: Any = None
     global_rank: int = 0
+    announce: Callable[[str], None] = _silent
 
 
 @dataclass(frozen=True)

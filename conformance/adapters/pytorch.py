@@ -18,43 +18,17 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from conformance.adapters.layer import Layer
 from conformance.adapters.protocol import Declaration, Group
+from conformance.adapters.torch_procedures import Procedures
+from conformance.adapters.torch_session import TorchSession
 from spec import Case
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What an adapter is asked to build: the arguments of one layer, or of one of the four functions.
-
-    Attributes:
-        kind: column, row, copy, reduce, gather or scatter.
-        in_features, out_features: of the whole layer (a bad argument may be anything here).
-        weight, bias: the master tensors, whole, on `device`: `[out_features, in_features]` and `[out_features]` or
-            None. Both None where the layer is to draw its own (`wants_bias` says whether it has a bias).
-        flags: column: gather_output, skip_bias_add; row: input_is_parallel, reduce_output, skip_bias_add.
-        dim: of gather and scatter.
-        rank, size: in the group.
-    """
-
-    kind: str
-    in_features: Any
-    out_features: Any
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
-    wants_bias: bool
-    dtype: torch.dtype
-    device: torch.device
-    rank: int
-    size: int
-    flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
-    dim: int = -1
 
 
 def pin_numerics() -> dict[str, str]:
@@ -152,7 +126,5 @@ class TorchAdapter:
 
     def open(self, group: Group) -> Any:
         """A session that runs cases on one group."""
-        from conformance.adapters.torch_session import TorchSession
-
         pin_numerics()
-        return TorchSession(self, group)
+        return Procedures(TorchSession(self, group))

@@ -73,10 +73,9 @@ class Server:
             self.close()
         if self._open is None:
             context = self._context
-            group = Group(ranks.index(context.rank), len(ranks), context.groups[ranks], context.device, context.rank)
-            session = self._adapter.open(group)
-            session.announce = context.log
-            self._open = ranks, session
+            handle, device = context.groups[ranks], context.device
+            group = Group(ranks.index(context.rank), len(ranks), handle, device, context.rank, context.log)
+            self._open = ranks, self._adapter.open(group)
         return self._open[1]
 
     def _canary(self) -> bytes:

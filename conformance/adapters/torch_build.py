@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from conformance.adapters.layer import BuildsLayers, Layer
 from conformance.adapters.protocol import Group
-from conformance.adapters.pytorch import Layer, TorchAdapter
 from conformance.adapters.torch_run import Owned, owned
 from spec import Case, Inputs
 from spec.contract import needs_gradient
@@ -35,7 +35,7 @@ class Built:
 class Pair(nn.Module):
     """Column, relu, row."""
 
-    def __init__(self, adapter: TorchAdapter, column: nn.Module, row: nn.Module) -> None:
+    def __init__(self, adapter: BuildsLayers, column: nn.Module, row: nn.Module) -> None:
         super().__init__()
         self._adapter, self.column, self.row = adapter, column, row
 
@@ -45,7 +45,7 @@ class Pair(nn.Module):
         return result
 
 
-def build(adapter: TorchAdapter, group: Group, case: Case, data: Inputs) -> Built:
+def build(adapter: BuildsLayers, group: Group, case: Case, data: Inputs) -> Built:
     """The layer of a case, holding its shards of the masters, frozen as the case says."""
     device = group.device or torch.device("cpu")
     masters = {f"master_{name}": owned(value, case.dtype, device) for name, value in data.parameters.items()}
@@ -62,7 +62,7 @@ def build(adapter: TorchAdapter, group: Group, case: Case, data: Inputs) -> Buil
     return Built(module, parameters, masters)
 
 
-def named(adapter: TorchAdapter, case: Case, module: Any) -> dict[str, torch.Tensor | None]:
+def named(adapter: BuildsLayers, case: Case, module: Any) -> dict[str, torch.Tensor | None]:
     """The parameters of a module as the contract names them; none for the four functions."""
     if case.layer == "pair":
         first, second = adapter.parameters(module.column), adapter.parameters(module.row)
@@ -89,7 +89,7 @@ def layer(case: Case, group: Group, args: Arguments, weight: Any = None, bias: A
     return replace(asked, **changes)
 
 
-def _pair(adapter: TorchAdapter, group: Group, case: Case, whole: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _pair(adapter: BuildsLayers, group: Group, case: Case, whole: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     middle = case.hidden_features
     column_flags = {"gather_output": case.gather_output, "skip_bias_add": False}
     row_flags = {"input_is_parallel": case.input_is_parallel, "reduce_output": True, "skip_bias_add": False}

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from conformance.adapters import torch_build
+from conformance.adapters.layer import BuildsLayers
 from conformance.adapters.protocol import Group
-from conformance.adapters.pytorch import TorchAdapter
 from conformance.adapters.torch_build import Built
 from conformance.adapters.torch_run import Run
 from conformance.adapters.watch import CollectiveLog
-from spec import Case, Inputs, Observation, Raised, Step
+from spec import Case, Inputs, Step
 
 
 class TorchSession:
-    """Runs the procedures of cases and hands over what this rank saw.
+    """What procedures run on: builds the layers of cases, and runs them under watch.
 
     Attributes:
-        announce: called with one line before this rank enters a collective.
         log: records the collectives of the case that is running.
     """
 
-    def __init__(
-        self, adapter: TorchAdapter, group: Group, announce: Callable[[str], None] = lambda line: None
-    ) -> None:
-        self.adapter, self.group, self.announce = adapter, group, announce
+    def __init__(self, adapter: BuildsLayers, group: Group) -> None:
+        self.adapter, self.group = adapter, group
         self.device: torch.device = group.device or torch.device("cpu")
-        self.log = CollectiveLog(announce)
+        self.begin()
         adapter.set_up(group)
+
+    def begin(self) -> None:
+        """Forget the last case."""
+        self.log = CollectiveLog(self.group.announce)
 
     def close(self) -> None:
         """Undo what opening set up."""
         self.adapter.tear_down()
-
-    def run(self, case: Case, group: int) -> Sequence[Observation]:
-        """What this rank saw of the case. An exception that the procedure does not expect becomes part of it."""
-        from conformance.adapters.torch_procedures import procedure_of
-
-        self.log = CollectiveLog(self.announce)
-        try:
-            steps = procedure_of(case)(self, case, group)
-        except Exception as error:
-            return (Observation(self.group.rank, {}, "raised", raised=raised(error)),)
-        return (Observation(self.group.rank, {step.name: self._marked(step) for step in steps}),)
 
     def build(self, case: Case, data: Inputs) -> Built:
         """The layer of a case."""
@@ -73,12 +61,3 @@ class TorchSession:
         run.forward()
         run.backward()
         return run.step(name)
-
-    def _marked(self, step: Step) -> Step:
-        return Step(**{**vars(step), "facts": {**step.facts, "global_rank": self.group.global_rank}})
-
-
-def raised(error: BaseException) -> Raised:
-    """An exception as data."""
-    types = tuple(cls.__name__ for cls in type(error).__mro__ if cls is not object)
-    return Raised(types, str(error), "".join(traceback.format_exception(error)))

@@ -1,0 +1,59 @@
+"""What the suite asks of a PyTorch adapter: a layer's arguments, and the few methods that build and call it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from conformance.adapters.protocol import Group
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What an adapter is asked to build: the arguments of one layer, or of one of the four functions.
+
+    Attributes:
+        kind: column, row, copy, reduce, gather or scatter.
+        in_features, out_features: of the whole layer (a bad argument may be anything here).
+        weight, bias: the master tensors, whole, on `device`: `[out_features, in_features]` and `[out_features]` or
+            None. Both None where the layer is to draw its own (`wants_bias` says whether it has a bias).
+        flags: column: gather_output, skip_bias_add; row: input_is_parallel, reduce_output, skip_bias_add.
+        dim: of gather and scatter.
+        rank, size: in the group.
+    """
+
+    kind: str
+    in_features: Any
+    out_features: Any
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    wants_bias: bool
+    dtype: torch.dtype
+    device: torch.device
+    rank: int
+    size: int
+    flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    dim: int = -1
+
+
+class BuildsLayers(Protocol):
+    """The part of `TorchAdapter` that sessions use; its docstrings are there."""
+
+    @property
+    def observable(self) -> bool: ...
+
+    def build(
+        self, layer: Layer, group: dist.ProcessGroup
+    ) -> torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]: ...
+
+    def parameters(self, module: Any) -> dict[str, torch.nn.Parameter | None]: ...
+
+    def call(self, module: Any, x: torch.Tensor) -> Any: ...
+
+    def set_up(self, group: Group) -> None: ...
+
+    def tear_down(self) -> None: ...

@@ -59,7 +59,7 @@ def all_gather(local: Tensor, dim: int, group: Group, what: str) -> Tensor:
     shape = list(local.shape)
     ranks_first = stacked.view(group.size, *shape)
     shape[dim] *= group.size
-    return ranks_first.movedim(0, dim).reshape(shape)
+    return ranks_first.movedim(0, dim).contiguous().view(shape)
 
 
 def _all_gather_first(local: Tensor, group: Group, what: str) -> Tensor:

@@ -10,6 +10,8 @@ The comparison is one all-gather of `_WORDS` int64 words, which are the bytes of
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import logging
 import os
 import time
@@ -41,7 +43,7 @@ def enter(
     if not modes:
         return _nothing
     if "check" in modes:
-        _compare(f"{what}, {operation}", group, tensor, {**tensor_facts(tensor), **(facts or {})})
+        _compare(f"{what}, {operation}", group, {**tensor_facts(tensor), **(facts or {})})
     return _log(operation, what, tensor, group) if "1" in modes else _nothing
 
 
@@ -50,17 +52,21 @@ def checking() -> bool:
     return not torch.compiler.is_compiling() and "check" in _modes()
 
 
-def check(what: str, group: Group, tensor: Tensor, facts: Mapping[str, object]) -> None:
-    """Raise on every rank if the ranks differ in the tensor's shape or dtype or in `facts`.
+def check(what: str, group: Group, value: object, facts: Mapping[str, object]) -> None:
+    """Raise on every rank if the ranks differ in the value's type, shape or dtype, or in `facts`.
+
+    To be called before anything that one rank alone could refuse, or the others would wait for it.
 
     Raises:
         RankMismatchError: names each fact that differs, its values, and the ranks that have them.
     """
-    _compare(what, group, tensor, {**tensor_facts(tensor), **facts})
+    _compare(what, group, {**tensor_facts(value), **facts})
 
 
-def tensor_facts(tensor: Tensor) -> dict[str, object]:
-    """Shape, dtype, kind of device."""
+def tensor_facts(tensor: object) -> dict[str, object]:
+    """Shape, dtype, kind of device; of anything else its type."""
+    if not isinstance(tensor, Tensor):
+        return {"type": type(tensor).__name__}
     return {
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -69,11 +75,12 @@ def tensor_facts(tensor: Tensor) -> dict[str, object]:
 
 
 def fingerprint(tensor: Tensor) -> str:
-    """A checksum of the tensor's bytes, in reading order."""
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-    # Weights keep equal bytes in another order apart; int64 wraps around, as a hash may.
-    weights = torch.arange(1, data.numel() + 1, dtype=torch.int64) * 0x9E3779B97F4A7C1
-    return f"{int(((data.to(torch.int64) + 1) * weights).sum()) & (2**64 - 1):016x}"
+    """A hash of the tensor's bytes, in reading order; nothing of a meta tensor, which has none."""
+    if tensor.device.type == "meta":
+        return ""
+    data = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).cpu()
+    # Not data.numpy(): torch works without NumPy, and so does this package.
+    return hashlib.blake2b(ctypes.string_at(data.data_ptr(), data.numel()), digest_size=8).hexdigest()
 
 
 def disagreement(rows: Sequence[Mapping[str, str]]) -> str:
@@ -94,12 +101,10 @@ def _difference(name: str, rows: Sequence[Mapping[str, str]]) -> str:
     return f"{name} is {values}"
 
 
-def _compare(what: str, group: Group, tensor: Tensor, facts: Mapping[str, object]) -> None:
-    if tensor.device.type == "meta":
-        return
-    mine = _pack({"operation": what, **facts}).to(tensor.device)
-    everyone = mine.new_empty(group.size * _WORDS)
+def _compare(what: str, group: Group, facts: Mapping[str, object]) -> None:
     process_group = group.require(what, "a check of the ranks is asked for by TP_DEBUG=check")
+    mine = _pack({"operation": what, **facts}).to(c10d.device_of(process_group))
+    everyone = mine.new_empty(group.size * _WORDS)
     c10d.all_gather_single(everyone, mine, group=process_group)
     reason = disagreement([_unpack(row) for row in everyone.cpu().view(group.size, _WORDS)])
     if reason:

@@ -45,7 +45,7 @@ def copy(x: Tensor, group: GroupLike | None = None) -> Tensor:
 def reduce(x: Tensor, group: GroupLike | None = None) -> Tensor:
     """The sum of the ranks' terms, on every rank.
 
-    Forward: a new tensor of the shape of `x`. Backward: the (replicated) gradient, unchanged.
+    Forward: a new tensor of the shape of `x`. Backward: the (replicated) gradient, copied.
 
     Raises:
         NoProcessGroupError: `group` is None and nothing is initialized.
@@ -137,7 +137,8 @@ class _Reduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return copy_in(grad, ctx.group), None
+        # A copy, so that the gradient that is returned is not the caller's own tensor.
+        return copy_in(grad, ctx.group).clone(), None
 
 
 class _Gather(torch.autograd.Function):
@@ -169,23 +170,28 @@ def _own_slice(x: Tensor, dim: int, group: Group) -> Tensor:
     return x.narrow(dim, group.rank * size, size)
 
 
-def _enter(name: str, x: Tensor, group: GroupLike | None, dim: object = None, replicated: bool = False) -> Group:
+def _enter(name: str, x: object, group: GroupLike | None, dim: object = None, replicated: bool = False) -> Group:
     owner = f"torch_tp.{name}"
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{owner}: the input is a {type(x).__name__}; it must be a torch.Tensor")
     where = find_group(owner, group)
     if where.size > 1 and debug.checking():
         # Before anything that one rank alone could refuse, and because a disagreement about
         # requires_grad would only show as a hang in the backward.
         facts: dict[str, object] = {
             "dim": dim,
-            "requires_grad": x.requires_grad,
+            "requires_grad": isinstance(x, Tensor) and x.requires_grad,
             "grad mode": torch.is_grad_enabled(),
         }
-        if replicated:
+        if replicated and isinstance(x, Tensor):
             facts["checksum of the replicated input"] = debug.fingerprint(x)
         debug.check(owner, where, x, facts)
+    require_tensor(owner, x)
     return where
+
+
+def require_tensor(owner: str, x: object) -> None:
+    """Refuse what is no tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner}: the input is a {type(x).__name__}; it must be a torch.Tensor")
 
 
 def _dimension(name: str, x: Tensor, dim: int) -> int:

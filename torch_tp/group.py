@@ -72,7 +72,12 @@ class Group:
         """The members' ranks in the world, in group order; None for a detached shard."""
         if self.process_group is None:
             return self.saved_ranks
-        return tuple(dist.get_process_group_ranks(self.process_group))
+        try:
+            return tuple(dist.get_process_group_ranks(self.process_group))
+        except KeyError:
+            raise NoProcessGroupError(
+                f"torch_tp: the process group of this layer was destroyed, so its ranks cannot be told; {_REMEDY}"
+            ) from None
 
     def require(self, owner: str, why: str) -> dist.ProcessGroup:
         """The process group, or a `NoProcessGroupError` that says why one is needed."""
@@ -161,10 +166,12 @@ def find_or_detach(owner: str, group: GroupLike | None, rank: Any, world_size: A
 
 def integer(owner: str, name: str, value: Any) -> int:
     """`value` as an int; a ValueError naming it where it is none (bool is none)."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if not isinstance(value, bool) and hasattr(value, "__index__"):
-        return operator.index(value)
+    truth_value = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    try:
+        if not truth_value:
+            return operator.index(value)
+    except TypeError:
+        pass
     raise ValueError(f"{owner}: {name} = {value!r} is not an integer")
 
 

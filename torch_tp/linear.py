@@ -192,25 +192,25 @@ class ShardedLinear(nn.Module):
             self._group = self._group.resolved()
         return self._group
 
-    def _enter(self, x: Tensor, replicated: bool) -> Group:
+    def _enter(self, x: object, replicated: bool) -> Group:
         """The group; under TP_DEBUG=check the ranks are compared before one of them alone could refuse."""
         group = self._resolved()
-        if group.size > 1 and group.attached and debug.checking() and isinstance(x, Tensor):
+        if group.size > 1 and group.attached and debug.checking():
             self._compare_ranks(group, x, replicated)
         return group
 
-    def _compare_ranks(self, group: Group, x: Tensor, replicated: bool) -> None:
+    def _compare_ranks(self, group: Group, x: object, replicated: bool) -> None:
         facts: dict[str, object] = {
             "in_features": self.in_features,
             "out_features": self.out_features,
             **self._flags(),
             "dtype of the weight": str(self.weight.dtype).removeprefix("torch."),
-            "requires_grad of the input": x.requires_grad,
+            "requires_grad of the input": isinstance(x, Tensor) and x.requires_grad,
             **{f"requires_grad of {name}": p.requires_grad for name, p in self.named_parameters(recurse=False)},
             "grad mode": torch.is_grad_enabled(),
             "autocast": str(autocast_dtype(self.weight)).removeprefix("torch."),
         }
-        if replicated:
+        if replicated and isinstance(x, Tensor):
             facts["checksum of the replicated input"] = debug.fingerprint(x)
         if self.bias is not None and not isinstance(self.bias_placement, Shard):
             facts["checksum of the replicated bias"] = debug.fingerprint(self.bias)

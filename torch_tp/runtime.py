@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from torch_tp import collectives
-from torch_tp.functions import reduce
+from torch_tp import collectives, debug
+from torch_tp.functions import reduce, require_tensor
 from torch_tp.group import GroupLike, find_group, integer, set_default_group
 
 
@@ -69,6 +69,9 @@ def init_tensor_parallel(backend: str | None = None, tp_size: int | None = None)
     elif backend is not None:
         config = replace(config, backend=backend)
     size = _group_size(config.world_size if tp_size is None else tp_size, config.world_size)
+    known = dist.Backend.backend_list
+    if ":" not in config.backend and config.backend.lower() not in known:
+        raise ValueError(f"torch_tp.init_tensor_parallel: backend = {backend!r}; it must be one of {', '.join(known)}")
     if not dist.is_initialized():
         _start(config)
     set_default_group(_neighbours(config, size))
@@ -84,6 +87,7 @@ def all_reduce_sum(tensor: Tensor, group: GroupLike | None = None) -> Tensor:
         NoProcessGroupError: `group` is None and nothing is initialized.
     """
     find_group("torch_tp.all_reduce_sum", group)
+    require_tensor("torch_tp.all_reduce_sum", tensor)
     total = reduce(tensor, group)
     return total.clone() if total is tensor else total
 
@@ -99,6 +103,9 @@ def broadcast_tensor(tensor: Tensor, src_rank: int = 0, group: GroupLike | None 
     """
     owner = "torch_tp.broadcast_tensor"
     where = find_group(owner, group)
+    if where.size > 1 and debug.checking():
+        debug.check(owner, where, tensor, {"src_rank": src_rank})
+    require_tensor(owner, tensor)
     source = integer(owner, "src_rank", src_rank)
     if not 0 <= source < where.size:
         raise ValueError(f"{owner}: src_rank = {source}; the group has the ranks 0 to {where.size - 1}")
@@ -122,7 +129,10 @@ def _variable(name: str, default: int, at_least: int = 0, below: int | None = No
     if text is None:
         return default
     wanted = f"an integer of at least {at_least}" + ("" if below is None else f" and less than WORLD_SIZE = {below}")
-    value = int(text) if text.strip().lstrip("-").isdecimal() else None
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
     if value is None or value < at_least or (below is not None and value >= below):
         raise ValueError(f"torch_tp: the environment variable {name} is {text!r}; it must be {wanted}")
     return value

@@ -25,7 +25,7 @@ def attached(ranks: int, folder: Path, *arguments: str) -> subprocess.CompletedP
 
 
 def test_two_ranks_judge_their_world_size_only(tmp_path: Path) -> None:
-    done = attached(2, tmp_path, "-k", "run-row or refuse-row", "-q")
+    done = attached(2, tmp_path, "-k", "run-row-P2-float32 or refuse-row", "-q")
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout

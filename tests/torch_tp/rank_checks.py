@@ -135,6 +135,17 @@ def check_functions_keep_what_they_are_given(rank: int) -> None:
         assert before[2:] == (x._version, g._version)
 
 
+def check_what_functions_return_is_the_callers_own(rank: int) -> None:
+    x, g = integers(4, 2, seed=rank).requires_grad_(), integers(4, 2, seed=7)
+    (gradient,) = torch.autograd.grad(torch_tp.reduce(x), x, g)
+
+    same(g, gradient)
+    assert g.untyped_storage().data_ptr() != gradient.untyped_storage().data_ptr()
+    gathered = torch_tp.gather(torch.ones(3, 1), 1)
+    assert gathered.is_contiguous()
+    assert gathered.stride() == (2, 1)
+
+
 def check_copies_and_pickles_keep_the_group(rank: int) -> None:
     layer = ColumnParallelLinear.from_linear(dense(), gather_output=True)
     expected = layer(integers(3, 4))
@@ -280,6 +291,11 @@ def check_disagreements_are_named_on_every_rank(rank: int) -> None:
         r"dim is 0 on rank 0, 1 on rank 1": lambda: torch_tp.gather(x.detach(), rank),
         r"requires_grad is False on rank 0, True on rank 1": lambda: torch_tp.copy(x.detach().requires_grad_(other)),
         r"src_rank is 0 on rank 0, 1 on rank 1": lambda: torch_tp.broadcast_tensor(x.detach(), rank),
+        # What one rank alone would refuse, while the other waited for it.
+        r"src_rank is 0 on rank 0, 9 on rank 1": lambda: torch_tp.broadcast_tensor(x.detach(), 9 * rank),
+        r"type is absent on rank 0, NoneType on rank 1": lambda: column(None if other else x.detach()),
+        r"type is absent on rank 0, list on rank 1": lambda: torch_tp.reduce([1.0] if other else x.detach()),
+        r"device is cpu on rank 0, meta on rank 1": lambda: column(x.detach().to("meta") if other else x.detach()),
     }
     with debugging("check"):
         for text, attempt in cases.items():

@@ -42,6 +42,18 @@ def test_fingerprints_know_values_order_and_bits() -> None:
     assert len({debug.fingerprint(one) for one in different}) == len(different)
 
 
+def test_fingerprints_tell_apart_what_sums_alike() -> None:
+    one, other = torch.tensor([-3.0, -3.0, 3.0, -2.0]), torch.tensor([-3.0, -2.0, -3.0, 3.0])
+
+    assert debug.fingerprint(one) != debug.fingerprint(other)
+
+
+def test_a_fingerprint_reads_a_conjugate_as_it_is() -> None:
+    x = torch.tensor([1 + 2j, 3 - 1j])
+
+    assert debug.fingerprint(x.conj().resolve_conj()) == debug.fingerprint(x.conj())
+
+
 MODES = [(None, False), ("", False), ("0", False), ("1", False), ("check", True), ("1,check", True)]
 
 

@@ -48,6 +48,18 @@ CONSTRUCTIONS: list[tuple[type[nn.Module], dict[str, Any], type[Exception], str]
     ),
     (
         ColumnParallelLinear,
+        {"in_features": torch.tensor(2.5)},
+        ValueError,
+        "in_features = tensor(2.5000) is not an integer",
+    ),
+    (
+        ColumnParallelLinear,
+        {"out_features": torch.tensor(True)},
+        ValueError,
+        "out_features = tensor(True) is not an integer",
+    ),
+    (
+        ColumnParallelLinear,
         {"out_features": True},
         ValueError,
         "out_features = True is not an integer",

@@ -21,9 +21,10 @@ import conformance.suite
 from benchmarks.clock import read_clock
 from benchmarks.table import Stopwatch, print_table, seconds_of
 from conformance.items import Item
+from conformance.observers import Options, Pooled
 from conformance.ranks import RankPool, RankSetup, Reply
 from conformance.strategies import cases
-from conformance.suite import Options, Suite
+from conformance.suite import Suite
 from spec import Case
 
 EXAMPLES: Final = 25  # per item and block, as in the suite's quick profile
@@ -64,7 +65,8 @@ class ClockedSuite:
     def __init__(self, P: int) -> None:
         self.watch, self.failing = Stopwatch(), 0
         self._suite = Suite(Options(world_sizes=(P,)))
-        self._suite._pool = ClockedPool(self.watch)
+        assert isinstance(self._suite.observer, Pooled)
+        self._suite.observer._pool = ClockedPool(self.watch)
 
     def __enter__(self) -> ClockedSuite:
         import spec.reference

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conformance.adapters.protocol import NoSuchAdapter
+from conformance.observers import NotDeclared, Options, rank_setup
+from conformance.ranks import StartFailed
 from conformance.report import adapter_sentence, failure
-from conformance.suite import Options, StartFailed, Suite, rank_setup
+from conformance.suite import Suite
 from spec import Case, CaseSyntaxError
 
 
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (CaseSyntaxError, NoSuchAdapter) as error:
         print(error, file=sys.stderr)
-    except StartFailed as error:
+    except (StartFailed, NotDeclared) as error:
         print(adapter_sentence(error), file=sys.stderr)
     return 2
 

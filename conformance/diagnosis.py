@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from spec import Case, Inputs, Observation, Partial, Replicated, Sharded, Step, Truth, agreement
-from spec.clauses.compare import EXACT, expected_gradients, judged
+from spec.clauses.compare import EXACT, expected_gradients
 from spec.placements import Floats, bounds, local
 
 Guess = tuple[str, Floats]
@@ -23,20 +23,19 @@ def diagnose(case: Case, truth: Truth, seen: Sequence[Observation]) -> list[str]
     if case.values not in EXACT or not truth.runs or any(entry.fate != "returned" for entry in seen):
         return []
     lines: list[str] = []
-    for name, run in judged(case):
-        steps = [entry.steps[name] for entry in seen if name in entry.steps]
-        for tensor in ("output", *sorted(expected_gradients(case))):
-            found = _sentence(case, truth, run, tensor, steps) if len(steps) == case.P else ""
-            lines += [f"{_label(tensor)}: consistent with {found}"] if found else []
-    return list(dict.fromkeys(lines))
+    steps = [entry.steps["first"] for entry in seen if "first" in entry.steps]
+    for tensor in ("output", *sorted(expected_gradients(case))):
+        found = _sentence(case, truth, tensor, steps) if len(steps) == case.P else ""
+        lines += [f"{_label(tensor)}: consistent with {found}"] if found else []
+    return lines
 
 
 def _label(tensor: str) -> str:
     return tensor if tensor == "output" else f"gradient of {tensor}"
 
 
-def _sentence(case: Case, truth: Truth, run: int, tensor: str, steps: Sequence[Step]) -> str:
-    expected = [_expected(case, truth, run, tensor, r) for r in range(case.P)]
+def _sentence(case: Case, truth: Truth, tensor: str, steps: Sequence[Step]) -> str:
+    expected = [_expected(case, truth, tensor, r) for r in range(case.P)]
     got = [_numbers(step, tensor) for step in steps]
     wrong = [r for r in range(case.P) if got[r] is None or not np.array_equal(got[r], expected[r])]
     if not wrong or (tensor != "output" and tensor not in steps[0].gradients):
@@ -44,7 +43,7 @@ def _sentence(case: Case, truth: Truth, run: int, tensor: str, steps: Sequence[S
     missing = [r for r in wrong if got[r] is None]
     if missing:
         return f"no gradient on ranks {missing}" if len(missing) < case.P else ""
-    guesses = [dict(_guesses(case, truth.data[run], tensor, expected[r], r)) for r in wrong]
+    guesses = [dict(_guesses(case, truth.data[0], tensor, expected[r], r)) for r in wrong]
     fitting = [
         text for text in guesses[0] if all(_fits(g.get(text), got[r]) for g, r in zip(guesses, wrong, strict=True))
     ]
@@ -60,8 +59,8 @@ def _numbers(step: Step, tensor: str) -> Floats | None:
     return None if array is None else array.numbers
 
 
-def _expected(case: Case, truth: Truth, run: int, tensor: str, rank: int) -> Floats:
-    terms, values = agreement(case), truth.runs[run]
+def _expected(case: Case, truth: Truth, tensor: str, rank: int) -> Floats:
+    terms, values = agreement(case), truth.runs[0]
     if tensor == "output":
         placement = terms.output.value
         return values.output[rank] if isinstance(placement, Partial) else local(placement, values.output, case.P, rank)

@@ -57,10 +57,22 @@ def _all() -> Iterator[Item]:
             for procedure in ("twice", "no-grad", "inference"):
                 yield Item(procedure, layer, P, "float32")
         for layer in LINEAR:
-            yield Item("run", layer, P, "float32", autocast="bfloat16")
+            for autocast in ("bfloat16", "float16"):
+                yield Item("run", layer, P, "float32", autocast=autocast)
+            yield Item("init", layer, P, "float64")
             for dtype in DTYPES:
                 yield Item("precision", layer, P, dtype)
-            for procedure in ("retain", "accumulate", "interleave", "init", "state-dict", *COPIES, "refuse"):
+            for procedure in (
+                "retain",
+                "accumulate",
+                "pipeline",
+                "update",
+                "interleave",
+                "init",
+                "state-dict",
+                *COPIES,
+                "refuse",
+            ):
                 yield Item(procedure, layer, P, "float32")
     yield from _between_ranks()
     yield from _compiled(sizes)
@@ -80,7 +92,8 @@ def _between_ranks() -> Iterator[Item]:
         yield Item("run", layer, 2, "float32", world=4)
     for layer in LINEAR:
         yield Item("run", layer, 1, "float32", world=2)
-        yield Item("accumulate", layer, 2, "float32", world=4)
+        for procedure in ("accumulate", "no-grad", "inference", "deepcopy", "pickle"):
+            yield Item(procedure, layer, 2, "float32", world=4)
 
 
 def _compiled(sizes: Sequence[int]) -> Iterator[Item]:

@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, Phase, settings
 
 from conformance.items import items
 from conformance.known import BadKnownFile, Known
+from conformance.observers import NotDeclared, Options
+from conformance.ranks import StartFailed
 from conformance.report import adapter_sentence, closing_table, header
-from conformance.suite import Options, StartFailed, Suite
+from conformance.suite import Suite
 from conformance.tally import Tally
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -79,6 +81,8 @@ def options_of(config: pytest.Config) -> Options:
 
 def _scratch(config: pytest.Config) -> str:
     """A folder for what compilers keep, gone at the end of this process's run."""
+    if hasattr(config, "workerinput"):
+        return str(config.workerinput["scratch"])
     folder = tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     return folder.name
@@ -96,7 +100,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         try:
             _ = config.stash[_suite].declaration
-        except StartFailed as error:
+        except (StartFailed, NotDeclared) as error:
             config.stash[_suite].close()
             raise pytest.UsageError(adapter_sentence(error)) from None
 
@@ -171,6 +175,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         config.workeroutput["tally"] = suite.tally.as_data()
     else:
         config.stash[_tally].add(suite.tally)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """The workers' compilers keep their files in the controller's folder, which outlives a worker that is killed."""
+    node.workerinput["scratch"] = node.config.stash[_suite].options.scratch
 
 
 @pytest.hookimpl(optionalhook=True)

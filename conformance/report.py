@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conformance.diagnosis import diagnose
-from conformance.suite import Options, Suite, Verdict
+from conformance.observers import Options
+from conformance.suite import Suite, Verdict
 from conformance.tally import Tally
 from spec import REGISTER, Case, ContractViolation, Finding, Observation
 from spec.clauses.ranks import table_of_collectives
@@ -85,7 +86,7 @@ def closing_table(tally: Tally, worlds: Sequence[int], not_run: Sequence[str]) -
     """Clauses by world size with examples judged; then what was not judged, and why."""
     sizes = sorted({world for _, world in tally.judged} | set(worlds))
     width = max((len(name) for name, _ in tally.judged), default=10)
-    lines = [f"{'clause':<{width}}" + "".join(f"{f'P={size}':>14}" for size in sizes)]
+    lines = [f"{'clause':<{width}}" + "".join(f"{f'world {size}':>14}" for size in sizes)]
     judged = {name for name, _ in tally.judged}
     for name in (name for name in REGISTER if name in judged):
         lines.append(f"{name:<{width}}" + "".join(f"{_cell(tally, name, size):>14}" for size in sizes))

@@ -1,51 +1,27 @@
-"""The way from a Case to its verdict: run it on ranks, hold what they saw against the truth, sort causes, keep count.
+"""The way from a Case to its verdict: observe it, hold what its ranks saw against the truth, keep count.
 
 A failed rank is a finding like any other: its case runs once more on fresh ranks, and if the failure does not come back
-the case is `intermittent`, which fails the run but is neither shrunk nor counted as passed.
+the case is `intermittent`, which fails the run but is neither shrunk nor counted as passed. Within one item a line that
+failed keeps its verdict, so that what is random in an implementation cannot confuse the shrinking of it.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from conformance.adapters.find import CONTROLLERS, find
-from conformance.adapters.protocol import Declaration, Group
+from conformance.adapters.protocol import Declaration
 from conformance.known import Known
-from conformance.ranks import RankPool, RankSetup, Reply, StartFailed
+from conformance.observers import Groups, Options, observer
 from conformance.tally import Tally
-from conformance.wire import decode
-from spec import Case, Clause, Finding, Observation, Raised, Truth, applicable, judge
-
-if TYPE_CHECKING:
-    from conformance.ranks.attached import AttachedRanks
+from spec import Case, Clause, Finding, Observation, Truth, applicable, judge
+from spec.clauses.ranks import table_of_collectives
 
 DEADLINE, COMPILE_DEADLINE = 10.0, 300.0
-# Every case that hangs costs its deadline; once a hang is confirmed, shrinking it need not wait so long again.
-DEADLINE_AFTER_HANG = 1.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line chose.
-
-    Attributes:
-        attached: on the ranks that torchrun started, of which this process is rank 0.
-        scratch: a folder for what compilers keep, of the caller's making; empty for theirs.
-    """
-
-    impl: str = "torch_tp"
-    world_sizes: tuple[int, ...] = (1, 2, 4)
-    backend: str = "gloo"
-    device: str = "cpu"
-    clauses: tuple[str, ...] = ()
-    known: str = ""
-    sys_path: tuple[str, ...] = ()
-    attached: bool = False
-    scratch: str = ""
+# Every case that hangs costs its deadline. Once one was confirmed the next need not wait so long, and after some of
+# them an item has shown what it can.
+DEADLINE_AFTER_HANG, HANGS_PER_ITEM = 1.0, 20
 
 
 @dataclass(frozen=True)
@@ -54,68 +30,55 @@ class Verdict:
 
     case: Case
     findings: tuple[Finding, ...] = ()
-    groups: tuple[tuple[Observation, ...], ...] = ()
+    groups: Groups = ()
     declined: str = ""
     intermittent: str = ""
 
 
-@dataclass
 class Suite:
     """One implementation under examination, in one worker.
 
     Attributes:
         tally: what was judged so far.
+        observer: who runs the cases.
     """
 
-    options: Options
-    tally: Tally = field(default_factory=Tally)
-    _pool: RankPool | None = None
-    _attached: AttachedRanks | None = None
-    _declaration: Declaration | None = None
-    _hangs: bool = False
-
-    def __post_init__(self) -> None:
-        self._controller = find(self.options.impl) if self.options.impl in CONTROLLERS else None
-        self._known = Known.read(self.options.known) if self.options.known else Known()
+    def __init__(self, options: Options) -> None:
+        self.options, self.tally = options, Tally()
+        self.observer = observer(options)
+        self._known = Known.read(options.known) if options.known else Known()
+        self.begin_item()
 
     def __repr__(self) -> str:
         return f"Suite({self.options.impl})"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(repr(self))
-
     @property
     def declaration(self) -> Declaration:
-        """What the implementation says of itself; starts a rank to ask it.
+        """What the implementation says of itself.
 
         Raises:
             StartFailed: the adapter cannot be found, imported or made; the text has its sentence.
+            NotDeclared: it cannot say what it is.
         """
-        if self._declaration is None:
-            if self._controller is not None:
-                self._declaration = self._controller.declare()
-            else:
-                reply = self._call(1, b"declare", DEADLINE)[0]
-                self._declaration = Declaration(**json.loads(reply.payload or b"{}"))
-        return self._declaration
+        return self.observer.declare()
 
     def begin_item(self) -> None:
         """Forget what only the last item's cases had shown."""
-        self._hangs = False
+        self._failed: dict[str, Verdict] = {}
+        self._hangs = 0
 
     def examine(self, case: Case) -> Verdict:
         """Run one case, judge it and count it."""
-        verdict = self._verdict(case)
+        verdict = self._failed.get(case.text) or self._verdict(case)
         if verdict.declined:
             self.tally.decline(case, verdict.declined)
         elif verdict.intermittent:
             self.tally.intermittent.append(f"{case}\n{verdict.intermittent}")
         else:
             failing = frozenset(finding.clause.name for finding in verdict.findings)
-            judged = [clause.name for clause in self._clauses(case)]
-            if _lost(verdict.groups):
-                judged = [name for name in judged if name.startswith("ranks.")]
-            self.tally.count(case, judged, failing, self.blamed(verdict))
+            self.tally.count(case, self._judged(verdict), failing, self.blamed(verdict))
+        if verdict.findings:
+            self._failed[case.text] = verdict
         return verdict
 
     def blamed(self, verdict: Verdict) -> tuple[Finding, ...]:
@@ -130,36 +93,37 @@ class Suite:
 
     def close(self) -> None:
         """End all ranks."""
-        if self._pool is not None:
-            self._pool.close()
-        if self._attached is not None:
-            self._attached.close()
-
-    def _clauses(self, case: Case) -> tuple[Clause, ...]:
-        wanted = self.options.clauses
-        return tuple(c for c in applicable(case) if not wanted or any(c.name.startswith(prefix) for prefix in wanted))
+        self.observer.close()
 
     def _verdict(self, case: Case) -> Verdict:
-        groups = self._observe(case)
-        declined = groups[0][0].declined
-        if declined:
-            return Verdict(case, groups=groups, declined=declined)
-        lost = _lost(groups)
-        if lost and self._controller is None:
-            groups = self._observe(case, confirming=True)
-            if not _lost(groups):
-                return Verdict(case, groups=groups, intermittent=lost)
-            self._hangs |= any(seen.fate == "hung" for group in groups for seen in group)
+        if self._hangs >= HANGS_PER_ITEM:
+            return Verdict(case, declined=f"not run: {self._hangs} cases of this item had hung already")
+        groups = self.observer.observe(case, self._deadline(case))
+        if groups[0][0].declined:
+            return Verdict(case, groups=groups, declined=groups[0][0].declined)
+        if _lost(groups):
+            return self._verdict_on_loss(case, groups)
         findings = self._judge(case, groups)
-        if lost and not findings:
-            # No clause that was asked for answers for the loss, and what was lost cannot have passed.
-            return Verdict(case, groups=groups, intermittent=lost)
-        if findings and not lost and not self._canary_sings(case):
-            groups = self._observe(case)
+        if findings and not self.observer.sound(case):
+            self.observer.renew(case)
+            groups = self.observer.observe(case, DEADLINE)
             findings = self._judge(case, groups)
+        if any(finding.clause.name.startswith("ranks.") for finding in findings):
+            self.observer.renew(case)
         return Verdict(case, findings, groups)
 
-    def _judge(self, case: Case, groups: Sequence[Sequence[Observation]]) -> tuple[Finding, ...]:
+    def _verdict_on_loss(self, case: Case, groups: Groups) -> Verdict:
+        """A loss must come back on fresh ranks; of hangs, only the first of an item has to."""
+        if not (self._hangs and _has_hung(groups)):
+            again = self.observer.observe(case, _full_deadline(case))
+            if not _lost(again):
+                return Verdict(case, groups=groups, intermittent=_told(groups))
+            groups = again
+        self._hangs += _has_hung(groups)
+        findings = self._judge(case, groups)
+        return Verdict(case, findings, groups, intermittent="" if findings else _told(groups))
+
+    def _judge(self, case: Case, groups: Groups) -> tuple[Finding, ...]:
         clauses = self._clauses(case)
         return tuple(
             finding
@@ -167,70 +131,32 @@ class Suite:
             for finding in judge(case, _truth(case, number, seen), seen, number, clauses)
         )
 
-    def _observe(self, case: Case, confirming: bool = False) -> tuple[tuple[Observation, ...], ...]:
-        """What every rank saw, by group, in the order of the group's ranks."""
-        if self._controller is not None:
-            return self._simulate(case)
-        deadline = COMPILE_DEADLINE if case.procedure.startswith("compile") else DEADLINE
-        if self._hangs and not confirming and self.options.device == "cpu":
-            deadline = min(deadline, DEADLINE_AFTER_HANG)
-        controlled = self.declaration.controller
-        replies = self._call(1 if controlled else case.world, f"run {case.text}".encode(), deadline)
-        if not controlled:
-            seen = [_observation(reply) for reply in replies]
-            return tuple(tuple(replace(seen[r], rank=n) for n, r in enumerate(ranks)) for ranks in case.group_ranks)
-        everyone = decode(replies[0].payload) if replies[0].payload else (_observation(replies[0]),) * case.world
-        return tuple(everyone[start : start + case.P] for start in range(0, case.world, case.P))
+    def _clauses(self, case: Case) -> tuple[Clause, ...]:
+        """The clauses that were asked for; those about ranks always, since a lost rank answers for itself alone."""
+        wanted = ("ranks.", *self.options.clauses) if self.options.clauses else ("",)
+        return tuple(clause for clause in applicable(case) if clause.name.startswith(wanted))
 
-    def _simulate(self, case: Case) -> tuple[tuple[Observation, ...], ...]:
-        assert self._controller is not None
-        declined = self._controller.declines(case)
-        if declined:
-            return tuple((Observation(0, declined=declined),) for _ in case.group_ranks)
-        session = self._controller.open(Group(0, case.P))
-        return tuple(tuple(session.run(case, number)) for number in range(len(case.group_ranks)))
+    def _judged(self, verdict: Verdict) -> list[str]:
+        """The clauses that could have failed on what was seen."""
+        names = [clause.name for clause in self._clauses(verdict.case)]
+        if _lost(verdict.groups):
+            return [name for name in names if name.startswith("ranks.")]
+        steps = [step for seen in verdict.groups[0] for step in seen.steps.values()]
+        if all(step.collectives is None for step in steps):
+            blind = ("collectives.", "one-rank.no-collective", "refuse.no-collective", "state.local")
+            return [name for name in names if not name.startswith(blind)]
+        return names
 
-    def _canary_sings(self, case: Case) -> bool:
-        """Whether the ranks of a failed case still add up known numbers; if not, fresh ranks take their place."""
-        if self._controller is not None:
-            return True
-        total = str(case.world * (case.world + 1) // 2).encode()
-        sings = all(reply.payload == total for reply in self._call(case.world, b"canary", DEADLINE))
-        if not sings and not self.options.attached:
-            self._ranks.discard(rank_setup(self.options, case.world))
-        return sings
+    def _deadline(self, case: Case) -> float:
+        full = _full_deadline(case)
+        return min(full, DEADLINE_AFTER_HANG) if self._hangs and self.options.device == "cpu" else full
 
-    def _call(self, world: int, command: bytes, deadline: float) -> tuple[Reply, ...]:
-        if not self.options.attached:
-            return self._ranks.call(rank_setup(self.options, world), command, deadline)
-        if self._attached is None:
-            from conformance.ranks.attached import AttachedRanks
-
-            self._attached = AttachedRanks(rank_setup(self.options, self.options.world_sizes[0]))
-        # This process is a rank as well, and pytest's warnings-as-errors are not for the implementation.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self._attached.call(command, deadline)
-
-    @property
-    def _ranks(self) -> RankPool:
-        if self._pool is None:
-            self._pool = RankPool()
-        return self._pool
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # for Hypothesis, which would print every field
 
 
-def rank_setup(options: Options, world: int) -> RankSetup:
-    """What ranks of a world must know: the adapter, and every group that a case of this world may use."""
-    layouts = [_neighbours(size, world) for size in (1, 2) if size < world and world % size == 0]
-    if world == 4:
-        layouts.append(((0, 2), (1, 3)))
-    chosen = {"impl": options.impl, "scratch": options.scratch}
-    handler, groups = "conformance.adapters.serve:serve", tuple(layouts)
-    return RankSetup(world, handler, chosen, options.backend, options.device, groups, options.sys_path)
-
-
-def _neighbours(size: int, world: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(range(start, start + size)) for start in range(0, world, size))
+def _full_deadline(case: Case) -> float:
+    return COMPILE_DEADLINE if case.procedure.startswith("compile") else DEADLINE
 
 
 def _truth(case: Case, group: int, seen: Sequence[Observation]) -> Truth:
@@ -242,25 +168,21 @@ def _truth(case: Case, group: int, seen: Sequence[Observation]) -> Truth:
     return truth(case, group)
 
 
-def _observation(reply: Reply) -> Observation:
-    """A rank's reply as an observation; whatever the pool knows of a lost rank goes with it."""
-    known = {"fate": reply.fate, "entered": reply.entered, "stack": reply.stack}
-    if reply.payload is not None:
-        return replace(decode(reply.payload)[0], **known)
-    raised = None
-    if reply.fate == "raised":
-        raised = Raised(("Exception",), reply.stack.strip().rpartition("\n")[2], reply.stack)
-    return Observation(reply.rank, raised=raised, exit=f"{reply.exit}\n{reply.output}".strip(), **known)
+def _lost(groups: Groups) -> bool:
+    return any(seen.fate != "returned" for group in groups for seen in group)
 
 
-def _lost(groups: Sequence[Sequence[Observation]]) -> str:
-    """What became of ranks that did not simply answer, or an empty string."""
-    return "\n".join(
-        f"rank {seen.rank} {seen.fate} {seen.raised or seen.exit}".rstrip()
-        for group in groups
-        for seen in group
-        if seen.fate != "returned"
-    )
+def _has_hung(groups: Groups) -> bool:
+    return any(seen.fate == "hung" for group in groups for seen in group)
 
 
-__all__ = ["Options", "StartFailed", "Suite", "Verdict"]
+def _told(groups: Groups) -> str:
+    """What became of ranks that did not simply answer."""
+    lines: list[str] = []
+    for seen in groups:
+        lines += table_of_collectives(seen).splitlines()
+        for entry in seen:
+            what = str(entry.raised or entry.exit)
+            lines += [f"rank {entry.rank} {entry.fate}: {what}"] if what else []
+            lines += [f"  {line}" for line in entry.stack.splitlines()[:8]]
+    return "\n".join(lines)

@@ -29,6 +29,8 @@ PROCEDURES: Final = {
     "twice": "the same forward and backward again, with fresh gradients: the same bits",
     "retain": "two backwards through one graph: the gradients double",
     "accumulate": "two forwards and backwards on different data: the gradients add up",
+    "pipeline": "two forwards of one layer on different data, then both backwards: the gradients add up",
+    "update": "the same layer again after its parameters were overwritten in place",
     "interleave": "two layers a, b of equal sizes: forward a, forward b, backward a, backward b",
     "delay": "the same again while every rank waits a different time around each collective: the same bits",
     "no-grad": "forward under torch.no_grad or its like",
@@ -73,6 +75,9 @@ _KEYED: Final[dict[str, str]] = {
     "fault": "fault",
     "seed": "seed",
 }
+
+# Procedures that compute no output to hold against a truth.
+WITHOUT_VALUES: Final = frozenset({"init", "state-dict", "refuse"})
 
 
 class CaseSyntaxError(ValueError):

@@ -17,7 +17,8 @@ class Arguments:
         sizes: in_features and out_features as they are passed.
         flags: the layer's flags by name.
         weight_shape, weight_dtype, bias_shape: of the master tensors.
-        input_width: size of the last dimension of what a rank passes, or None for the right one; input_dtype likewise.
+        input_extra: how much too large the last dimension of what a rank passes is; cut_extra: likewise the dimension
+            that a function cuts; input_dtype: None for the right one.
         dim: of gather and scatter.
     """
 

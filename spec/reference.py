@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spec.case import Case
+from spec.case import WITHOUT_VALUES, Case
 from spec.contract import agreement
 from spec.placements import Floats, Partial, bounds
 from spec.truth import Truth, Values
@@ -28,7 +28,6 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 BUCKETS = (8, 32, 128, 512)
-WITHOUT_TRUTH = frozenset({"init", "state-dict", "refuse"})
 
 
 def cache_compilations_in(directory: str) -> None:
@@ -41,7 +40,7 @@ def cache_compilations_in(directory: str) -> None:
 def truth(case: Case, group: int = 0) -> Truth:
     """The truth of one group of a case; without values for procedures that compute nothing."""
     data = tuple(inputs(case, group, run) for run in range(runs(case)))
-    if case.procedure in WITHOUT_TRUTH:
+    if case.procedure in WITHOUT_VALUES:
         return Truth(data)
     compute = {"column": _linear, "row": _linear, "pair": _pair}.get(case.layer, _function)
     return Truth(data, tuple(compute(case, tensors) for tensors in data))

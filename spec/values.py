@@ -51,7 +51,7 @@ def longest_sum(case: Case) -> int:
     if not case.has_parameters:
         return case.P
     terms = max(case.in_features, case.hidden_features, case.out_features, case.rows, 1)
-    return 2 * terms if case.procedure in ("accumulate", "retain") else terms
+    return 2 * terms if case.procedure in ("accumulate", "pipeline", "retain") else terms
 
 
 def amplitude(case: Case) -> int:
@@ -84,8 +84,8 @@ def _largest_of_pair(terms: int, limit: int) -> int:
 def inputs(case: Case, group: int = 0, run: int = 0) -> Inputs:
     """The tensors of one run of a case in one of its groups.
 
-    The same line gives the same bits everywhere. Different groups share no data. A second run (`accumulate`,
-    `interleave`) has its own x and g; its parameters are those of the first unless it is another layer's.
+    The same line gives the same bits everywhere. Different groups share no data. A second run has its own x and g; its
+    parameters are those of the first, unless it is another layer's (`interleave`) or they were overwritten (`update`).
     """
     terms = agreement(case)
     draws = _Draws(case, f"{case.text}|group {group}|run {run}")
@@ -93,7 +93,7 @@ def inputs(case: Case, group: int = 0, run: int = 0) -> Inputs:
     g = draws.placed(terms.output.gradient, terms.output_shape, case.g)
     if not case.has_parameters:
         return Inputs(x, None, None, g)
-    if run and case.procedure != "interleave":
+    if run and case.procedure not in ("interleave", "update"):
         return replace(inputs(case, group, 0), x=x, g=g)
     middle = case.hidden_features or case.out_features
     weight = draws.tensor((middle, case.in_features))
@@ -108,7 +108,7 @@ def inputs(case: Case, group: int = 0, run: int = 0) -> Inputs:
 
 def runs(case: Case) -> int:
     """How many runs with data of their own the case's procedure makes."""
-    return 2 if case.procedure in ("accumulate", "interleave") else 1
+    return 2 if case.procedure in ("accumulate", "pipeline", "update", "interleave") else 1
 
 
 class _Draws:

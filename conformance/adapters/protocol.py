@@ -8,8 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from spec import Case, Observation
 
-VERSION = 1
-
 
 class NoSuchAdapter(ValueError):
     """The name of an implementation that leads to no adapter; the text says what is missing and what would do."""
@@ -47,7 +45,6 @@ class Declaration:
         name, versions: for the header.
         strict: SHOULD clauses count as MUST.
         controller: one process holds all ranks.
-        accepts: faults that it accepts on purpose, with the reason; they count as unsupported.
         flags: numerics switches as they stand in the ranks.
     """
 
@@ -55,7 +52,6 @@ class Declaration:
     versions: Mapping[str, str]
     strict: bool = False
     controller: bool = False
-    accepts: Mapping[str, str] = field(default_factory=dict[str, str])
     flags: Mapping[str, str] = field(default_factory=dict[str, str])
 
 

@@ -104,7 +104,7 @@ class TorchAdapter:
         flags = pin_numerics()
         name = self.name or type(self).__name__
         versions |= self.versions()
-        return Declaration(name, versions, strict=self.strict, accepts=dict(self.accepts), flags=flags)
+        return Declaration(name, versions, strict=self.strict, flags=flags)
 
     def declines(self, case: Case) -> str:
         """Why this implementation does not have this case, or an empty string."""

@@ -1,7 +1,7 @@
 """The handler inside a rank: a command in, one observation out.
 
 declare             the adapter's Declaration, as JSON
-canary              the result of an all-reduce of known numbers on the world
+canary <case line>  the result of an all-reduce of known numbers on the case's group
 run <case line>     this rank's observation of the case
 """
 
@@ -35,7 +35,7 @@ class Server:
         if word == "run":
             return self._run(Case.parse(rest))
         if word == "canary":
-            return self._canary()
+            return self._canary(Case.parse(rest))
         return json.dumps(asdict(self._adapter.declare()) | {"controller": self._adapter.controller}).encode()
 
     def close(self) -> None:
@@ -78,12 +78,13 @@ class Server:
             self._open = ranks, self._adapter.open(group)
         return self._open[1]
 
-    def _canary(self) -> bytes:
+    def _canary(self, case: Case) -> bytes:
         import torch
         import torch.distributed as dist
 
-        total = torch.tensor([self._context.rank + 1.0], device=self._context.device)
-        dist.all_reduce(total)
+        ranks = next(ranks for ranks in case.group_ranks if self._context.rank in ranks)
+        total = torch.tensor([ranks.index(self._context.rank) + 1.0], device=self._context.device)
+        dist.all_reduce(total, group=self._context.groups[ranks])
         return str(int(total.item())).encode()
 
 

@@ -18,7 +18,14 @@ from spec.faults import FAULTS, arguments
 from spec.numerics import encode, round_to
 from spec.placements import Floats, local
 
-PROCEDURES = ("run", "precision", "twice", "accumulate", "interleave", "no-grad", "inference", "refuse")
+# The steps of each procedure, with the run whose data they have.
+STEPS = {
+    **dict.fromkeys(("run", "precision", "no-grad", "inference"), (("first", 0),)),
+    "twice": (("first", 0), ("second", 0)),
+    **dict.fromkeys(("accumulate", "pipeline", "update"), (("first", 0), ("second", 1))),
+    "interleave": (("first", 0), ("a", 0), ("b", 1)),
+}
+PROCEDURES = (*STEPS, "refuse")
 
 
 class Exchange:
@@ -85,14 +92,10 @@ class Simulated:
         """All ranks' observations of one group."""
         if case.procedure == "refuse":
             return [_refusal(case, rank) for rank in range(case.P)]
-        numbers = {"accumulate": (0, 1), "interleave": (0, 1), "twice": (0, 0)}.get(case.procedure, (0,))
-        runs = [self.steps(case, inputs(case, group, number)) for number in numbers]
-        names = ("first", "second")
-        if case.procedure == "accumulate":
-            runs[1] = [_added(case, *pair) for pair in zip(*runs, strict=True)]
-        by_rank = [
-            {name: _named(run[rank], name) for name, run in zip(names, runs, strict=False)} for rank in range(case.P)
-        ]
+        runs = {name: self.steps(case, inputs(case, group, number)) for name, number in STEPS[case.procedure]}
+        if case.procedure in ("accumulate", "pipeline"):
+            runs["second"] = [_added(case, *pair) for pair in zip(runs["first"], runs["second"], strict=True)]
+        by_rank = [{name: _named(run[rank], name) for name, run in runs.items()} for rank in range(case.P)]
         return [Observation(rank, steps) for rank, steps in enumerate(by_rank)]
 
     # One run, on all ranks

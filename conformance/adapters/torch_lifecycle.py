@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from spec.faults import Arguments, arguments
 from spec.placements import local
 
 Steps = list[Step]
+_OURS = Path(__file__).parent
 
 
 def init(session: TorchSession, case: Case, group: int) -> Steps:
@@ -69,6 +71,10 @@ def state_dict(session: TorchSession, case: Case, group: int) -> Steps:
             "unexpected": {**saved, "no_such_key": saved[weight]},
             "shape": {**saved, weight: torch.cat([saved[weight], saved[weight]])},
         }
+        if case.bias:
+            bias = next(name for name, value in saved.items() if value.dim() == 1)
+            wrong["missing bias"] = {name: value for name, value in saved.items() if name != bias}
+            wrong["shape of the bias"] = {**saved, bias: torch.cat([saved[bias], saved[bias]])}
         loud = {kind: _refuses_state(target.module, state) for kind, state in wrong.items()}
     entered = session.log.take() if session.adapter.observable else None
     first = session.start(case, data, built).step("first", keys=sorted(saved))
@@ -121,4 +127,8 @@ def _refused_call(session: TorchSession, case: Case, args: Arguments, data: Inpu
 def as_raised(error: BaseException) -> Raised:
     """An exception as data."""
     types = tuple(cls.__name__ for cls in type(error).__mro__ if cls is not object)
-    return Raised(types, str(error), "".join(traceback.format_exception(error)))
+    stack = traceback.extract_tb(error.__traceback__)
+    # The suite's own frames say nothing to whoever looks for the fault in a layer.
+    theirs = [frame for frame in stack if _OURS not in Path(frame.filename).parents] or list(stack)
+    lines = [*traceback.format_list(theirs), *traceback.format_exception_only(error)]
+    return Raised(types, str(error), "".join(lines))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from conformance.adapters.torch_build import Built, named
 from conformance.adapters.torch_compile import Compiled, unwatched
 from conformance.adapters.torch_lifecycle import as_raised, init, refuse, state_dict
-from conformance.adapters.torch_run import Run, as_tensor
+from conformance.adapters.torch_run import Run, as_tensor, owner
 from conformance.adapters.torch_session import TorchSession
 from conformance.adapters.watch import CollectiveLog
 from spec import Case, Inputs, Observation, Step, inputs
@@ -27,7 +27,10 @@ Procedure = Callable[[TorchSession, Case, int], Steps]
 def once(session: TorchSession, case: Case, group: int) -> Steps:
     """Forward and backward; at P = 1 the same with the unsharded layer."""
     data = inputs(case, group)
-    steps = [session.step("first", case, data, session.build(case, data))]
+    built = session.build(case, data)
+    if case.procedure in ("no-grad", "inference") and isinstance(built.module, torch.nn.Module):
+        built.module.eval()
+    steps = [session.step("first", case, data, built)]
     return [*steps, _dense(session, case, data)] if case.P == 1 and case.linear else steps
 
 
@@ -72,16 +75,41 @@ def accumulate(session: TorchSession, case: Case, group: int) -> Steps:
     return [session.step(name, case, d, built, fresh=False) for name, d in zip(("first", "second"), data, strict=True)]
 
 
+def pipeline(session: TorchSession, case: Case, group: int) -> Steps:
+    data = [inputs(case, group, number) for number in range(2)]
+    built = session.build(case, data[0])
+    both = [session.start(case, d, built, log=CollectiveLog(session.group.announce)) for d in data]
+    for run in both:
+        run.forward()
+    both[0].backward()
+    first = both[0].step("first")
+    both[1].backward()
+    return [first, both[1].step("second")]
+
+
+def update(session: TorchSession, case: Case, group: int) -> Steps:
+    before, after = (inputs(case, group, number) for number in range(2))
+    built, other = session.build(case, before), session.build(case, after)
+    first = session.step("first", case, before, built)
+    with torch.no_grad():
+        for name, parameter in built.parameters.items():
+            new = other.parameters[name]
+            if parameter is not None and new is not None:
+                parameter.copy_(new)
+    return [first, session.step("second", case, after, replace(built, masters={}))]
+
+
 def interleave(session: TorchSession, case: Case, group: int) -> Steps:
     both: list[Run] = []
     for number in range(2):
         data = inputs(case, group, number)
         both.append(session.start(case, data, session.build(case, data), log=CollectiveLog(session.group.announce)))
+    alone = once(session, case, group)[0]
     for run in both:
         run.forward()
     for run in both:
         run.backward()
-    return [both[0].step("first"), both[1].step("second")]
+    return [alone, both[0].step("a"), both[1].step("b")]
 
 
 def copied(session: TorchSession, case: Case, group: int) -> Steps:
@@ -89,7 +117,10 @@ def copied(session: TorchSession, case: Case, group: int) -> Steps:
     built = session.build(case, data)
     first = session.step("first", case, data, built)
     module = copy.deepcopy(built.module) if case.procedure == "deepcopy" else pickle.loads(pickle.dumps(built.module))
-    other = replace(built, module=module, parameters=named(session.adapter, case, module))
+    # The original's parameters stand with the masters: a copy must own its storage.
+    originals = {f"master_original_{name}": owner(p) for name, p in built.parameters.items() if p is not None}
+    parameters = named(session.adapter, case, module)
+    other = Built(module, parameters, {**built.masters, **originals})
     return [first, session.step("second", case, data, other)]
 
 
@@ -138,9 +169,12 @@ def compiled(session: TorchSession, case: Case, group: int) -> Steps:
     first = session.step("first", case, data, built)
     call = Compiled(lambda x: session.adapter.call(built.module, x), case.procedure == "compile-inductor")
     run = session.start(case, data, built, call=call)
-    with unwatched(run):
-        run.forward()
-        run.backward()
+    try:
+        with unwatched(run):
+            run.forward()
+            run.backward()
+    except torch._dynamo.exc.TorchDynamoException:
+        return [first, Step("second", facts={"graphs": 0})]
     step = run.step("second", graphs=call.graphs)
     return [first, replace(step, collectives=call.collectives())]
 
@@ -150,6 +184,8 @@ _PROCEDURES: dict[str, Procedure] = {
     "delay": delay,
     "retain": retain,
     "accumulate": accumulate,
+    "pipeline": pipeline,
+    "update": update,
     "interleave": interleave,
     "deepcopy": copied,
     "pickle": copied,

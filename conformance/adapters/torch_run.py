@@ -39,6 +39,11 @@ def owned(value: Floats, dtype: str, device: torch.device, layout: str = "contig
     return Owned(leaf, base, base.clone(), base._version)
 
 
+def owner(tensor: torch.Tensor) -> Owned:
+    """A tensor that exists already, watched from here on."""
+    return Owned(tensor.detach(), tensor, tensor.detach().clone(), tensor._version)
+
+
 def as_tensor(value: Floats, dtype: str, device: torch.device) -> torch.Tensor:
     """The values in a dtype, contiguous, in storage of their own."""
     bits = encode(value, dtype)
@@ -98,20 +103,24 @@ class Run:
         self.held = {name: array(tensor) for name, tensor in self.parameters.items()}
         self.output: torch.Tensor | None = None
         self.returned_bias: torch.Tensor | None = None
-        self.pair = False
+        self.pair, self.returned = False, ""
 
     def forward(self) -> None:
         self.log.phase = "forward"
         with self.log, _mode(self.case, self.device):
             result = self.call(self.x.tensor)
-        self.pair = isinstance(result, tuple)
-        self.output, self.returned_bias = result if self.pair else (result, None)
+        self.pair = isinstance(result, tuple) and len(result) == 2
+        output, self.returned_bias = result if self.pair else (result, None)
+        self.output = output if isinstance(output, torch.Tensor) else None
+        self.returned = "" if self.output is not None else type(output).__name__
 
     def backward(self, retain_graph: bool = False) -> None:
-        if self.g is not None and self.output is not None and self.output.requires_grad:
+        """The backward, if there is an output that it fits; what is wrong with another is for the clauses to say."""
+        output, g = self.output, self.g
+        if g is not None and output is not None and output.requires_grad and output.shape == g.tensor.shape:
             self.log.phase = "backward"
             with self.log:
-                torch.autograd.backward(self.output, self.g.tensor, retain_graph=retain_graph)
+                torch.autograd.backward(output, g.tensor, retain_graph=retain_graph)
 
     def step(self, name: str, **facts: Any) -> Step:
         """What there is to see now."""
@@ -140,6 +149,8 @@ class Run:
             "inference": self.output is not None and self.output.is_inference(),
             "storage_bytes": {k: v.untyped_storage().nbytes() for k, v in self.parameters.items() if v is not None},
         }
+        if self.returned:
+            facts["returned"] = self.returned
         if self.pair and self.returned_bias is not None:
             facts["bias_is_parameter"] = self.returned_bias is self.parameters.get("bias")
         if self.case.P == 1 and self.output is not None:

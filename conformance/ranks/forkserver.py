@@ -25,7 +25,7 @@ from contextlib import suppress
 
 from conformance.ranks import host, rank
 
-PRELOAD = ("numpy", "torch", "torch.distributed", "torch.utils._python_dispatch")
+PRELOAD = ("numpy", "numpy.random", "json", "hashlib", "torch", "torch.distributed", "torch.utils._python_dispatch")
 _MOST_DESCRIPTORS = 8
 STATUS = struct.Struct("<i")  # the process id, or the exit code as subprocess gives it: minus the signal that killed it
 

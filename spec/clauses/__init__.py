@@ -2,7 +2,8 @@
 
 Facts that a Step may carry, by name; a clause that finds none of its facts does not judge:
 
-    pair                the layer returned a tuple
+    pair                the layer returned a tuple of two
+    returned            what it returned instead, where that is neither a tensor nor such a tuple
     bias_is_parameter   the returned bias is the layer's own parameter
     requires_grad       the output requires a gradient
     inference           the output is an inference tensor

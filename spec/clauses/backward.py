@@ -12,8 +12,8 @@ from spec.clauses.compare import (
     expected_local,
     gradient_placement,
     has_values,
-    judged,
     same_bits,
+    shown,
     steps,
 )
 from spec.contract import runs_backward
@@ -34,8 +34,8 @@ def _wants(layer: str, name: str, parallel: bool | None = None) -> Applies:
 
 def _gradient(case: Case, truth: Truth, seen: Sequence[Observation], name: str) -> Iterator[Violation]:
     placement = gradient_placement(case, name)
-    for rank, step, run in steps(case, seen):
-        expected = expected_local(case, placement, truth.runs[run].gradients[name], rank)
+    for rank, step in steps(seen):
+        expected = expected_local(case, placement, truth.runs[0].gradients[name], rank)
         yield from compare(rank, step, f"gradient of {name}", step.gradients.get(name), expected)
 
 
@@ -120,11 +120,12 @@ def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[
     for name in expected_gradients(case):
         if not isinstance(gradient_placement(case, name), Replicated):
             continue
-        for step, _ in judged(case):
-            first = seen[0].steps[step].gradients.get(name)
-            for observation in seen[1:]:
-                if not same_bits(observation.steps[step].gradients.get(name), first):
-                    yield Violation(observation.rank, step, f"the bits of {name}'s gradient are not those of rank 0")
+        first = seen[0].steps["first"].gradients.get(name)
+        for observation in seen[1:]:
+            got = observation.steps["first"].gradients.get(name)
+            if not same_bits(got, first):
+                what = f"the bits of {name}'s gradient are not those of rank 0"
+                yield Violation(observation.rank, "first", what, shown(first), shown(got))
 
 
 @clause(
@@ -134,7 +135,7 @@ def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[
     lambda case: has_values(case) and runs_backward(case),
 )
 def gradient_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for rank, step, _ in steps(case, seen):
+    for rank, step in steps(seen):
         for name, array in step.gradients.items():
             if array is not None and array.dtype != case.dtype:
                 yield Violation(rank, step.name, f"gradient of {name} has the wrong dtype", case.dtype, array.dtype)
@@ -152,7 +153,7 @@ def gradient_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Ite
 )
 def frozen(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     wanted = expected_gradients(case)
-    for rank, step, _ in steps(case, seen):
+    for rank, step in steps(seen):
         for name, array in step.gradients.items():
             if array is not None and name not in wanted:
                 yield Violation(rank, step.name, f"{name} has a gradient", "None", str(array))
@@ -175,21 +176,30 @@ def retain_graph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
             yield from compare(observation.rank, step, f"gradient of {name} after two backwards", got, expected)
 
 
-@clause(
-    "backward.accumulate",
-    "Two backwards accumulate",
-    """After a second forward and backward, on other data, every parameter's gradient is the sum of both; the inputs'
-    gradients are each their own.""",
-    lambda case: case.procedure == "accumulate" and differentiates(case),
-    origin="pytorch/torchtitan#3412",
-)
-def accumulate(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+def _added_up(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     one, two = truth.runs
     for observation in seen:
         step = observation.steps["second"]
         for name in expected_gradients(case):
             whole = two.gradients[name] if name == "x" else one.gradients[name] + two.gradients[name]
             expected = expected_local(case, gradient_placement(case, name), whole, observation.rank)
-            yield from compare(
-                observation.rank, step, f"gradient of {name} after two backwards", step.gradients.get(name), expected
-            )
+            got = step.gradients.get(name)
+            yield from compare(observation.rank, step, f"gradient of {name} after two backwards", got, expected)
+
+
+clause(
+    "backward.accumulate",
+    "Two backwards accumulate",
+    """After a second forward and backward, on other data, every parameter's gradient is the sum of both; the inputs'
+    gradients are each their own.""",
+    lambda case: case.procedure == "accumulate" and differentiates(case),
+    origin="pytorch/torchtitan#3412",
+)(_added_up)
+clause(
+    "backward.pipeline",
+    "Two forwards of one layer, then both backwards",
+    """Each backward uses what its own forward saved, not what a later forward left on the layer: the gradients of both
+    add up, and the first output is what it was.""",
+    lambda case: case.procedure == "pipeline" and differentiates(case),
+    origin="pytorch/pytorch#131264",
+)(_added_up)

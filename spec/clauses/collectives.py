@@ -18,6 +18,8 @@ _SECOND_COUNTS = (
     "twice",
     "delay",
     "accumulate",
+    "pipeline",
+    "update",
     "deepcopy",
     "pickle",
     "functional-call",

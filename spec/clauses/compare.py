@@ -6,20 +6,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from spec.case import Case
+from spec.case import WITHOUT_VALUES, Case
 from spec.contract import agreement, needs_gradient, runs_backward
 from spec.observation import Array, Observation, Step
 from spec.placements import Floats, Partial, Placement, local
 from spec.register import Violation
 
 EXACT = frozenset({"exact", "small"})
-INDEPENDENT_RUNS = {"accumulate": (("first", 0),), "interleave": (("first", 0),)}
-NO_VALUES = frozenset({"init", "state-dict", "refuse"})
 
 
 def has_values(case: Case) -> bool:
     """Whether the case computes an output that can be held against the truth."""
-    return case.procedure not in NO_VALUES
+    return case.procedure not in WITHOUT_VALUES
 
 
 def exact(case: Case) -> bool:
@@ -31,18 +29,15 @@ def differentiates(case: Case) -> bool:
     return exact(case) and runs_backward(case)
 
 
-def judged(case: Case) -> tuple[tuple[str, int], ...]:
-    """The steps whose values the clauses of forward and backward hold against the truth, with their run's number."""
-    return INDEPENDENT_RUNS.get(case.procedure, (("first", 0),))
+def steps(seen: Sequence[Observation]) -> Iterator[tuple[int, Step]]:
+    """(rank, step) of the first run, which the clauses of forward and backward hold against the truth.
 
-
-def steps(case: Case, seen: Sequence[Observation]) -> Iterator[tuple[int, Step, int]]:
-    """(rank, step, run) for every step with values of its own; a step that a rank lacks is left out."""
-    for name, run in judged(case):
-        for observation in seen:
-            step = observation.steps.get(name)
-            if step is not None:
-                yield observation.rank, step, run
+    What a second run must be is the business of its procedure's own clause.
+    """
+    for observation in seen:
+        step = observation.steps.get("first")
+        if step is not None:
+            yield observation.rank, step
 
 
 def expected_gradients(case: Case) -> frozenset[str]:
@@ -91,6 +86,11 @@ def describe(numbers: Floats, expected: Floats, wrong: np.ndarray, limit: Floats
         ratio = error[worst] / max(limit[worst], 1e-300)
         what += f"; worst error {error[worst]:.3g}, bound {limit[worst]:.3g}, ratio {ratio:.3g}"
     return what, show(expected), show(numbers)
+
+
+def shown(array: Array | None) -> str:
+    """A tensor with its dtype and shape, for people."""
+    return "None" if array is None else f"{array} {show(array.numbers)}"
 
 
 def show(value: Floats) -> str:

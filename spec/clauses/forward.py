@@ -11,9 +11,9 @@ from spec.clauses.compare import (
     difference,
     exact,
     has_values,
-    judged,
     same_bits,
     show,
+    shown,
     steps,
     true_output,
 )
@@ -37,23 +37,23 @@ def _layer(name: str, *, bias: bool = False, gathered: bool | None = None, reduc
     return applies
 
 
-def _bias_in(case: Case, truth: Truth, run: int, rank: int) -> Floats | None:
+def _bias_in(case: Case, truth: Truth, rank: int) -> Floats | None:
     """The bias that belongs into this rank's output, or None."""
-    bias = truth.data[run].bias
+    bias = truth.data[0].bias
     if bias is None or case.skip_bias_add:
         return None
     placement = agreement(case).output.value
     return local(placement, bias, case.P, rank) if isinstance(placement, Sharded) else bias
 
 
-def _bias_at_fault(case: Case, truth: Truth, run: int, rank: int, step: Step) -> Floats | None:
+def _bias_at_fault(case: Case, truth: Truth, rank: int, step: Step) -> Floats | None:
     """What stands in the output in place of the bias, if the product is right and only the bias is not; else None.
 
     Told apart by what a wrong product cannot do: leave the same remainder in rows whose products differ, or a simple
     multiple of the bias in at least two elements.
     """
-    bias, got = _bias_in(case, truth, run, rank), step.output
-    expected = true_output(case, truth.runs[run].output, rank)
+    bias, got = _bias_in(case, truth, rank), step.output
+    expected = true_output(case, truth.runs[0].output, rank)
     if bias is None or got is None or got.shape != expected.shape or got.numbers.size < 2:
         return None
     remainder = (got.numbers - (expected - bias)).reshape(-1, bias.size)
@@ -69,19 +69,53 @@ def _bias_at_fault(case: Case, truth: Truth, run: int, rank: int, step: Step) ->
 
 
 def _bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for rank, step, run in steps(case, seen):
-        remainder = _bias_at_fault(case, truth, run, rank, step)
+    for rank, step in steps(seen):
+        remainder = _bias_at_fault(case, truth, rank, step)
         if remainder is not None:
-            bias = _bias_in(case, truth, run, rank)
+            bias = _bias_in(case, truth, rank)
             assert bias is not None
             yield Violation(rank, step.name, "output minus the product is not the bias", show(bias), show(remainder))
 
 
 def _value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for rank, step, run in steps(case, seen):
-        found = difference(step.output, true_output(case, truth.runs[run].output, rank))
-        if found and _bias_at_fault(case, truth, run, rank, step) is None:
+    for rank, step in steps(seen):
+        found = difference(step.output, true_output(case, truth.runs[0].output, rank))
+        if found and _bias_at_fault(case, truth, rank, step) is None:
             yield Violation(rank, step.name, f"output {found[0]}", found[1], found[2])
+
+
+@clause(
+    "forward.returns",
+    "A pair with skip_bias_add, a tensor otherwise",
+    """With skip_bias_add a layer returns (Y without bias, bias), (Y, None) without a bias; the bias is the parameter:
+    the local slice for column, the whole for row. Nothing else returns a tuple.""",
+    lambda case: has_values(case) and case.linear,
+)
+def returns(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    for rank, step in steps(seen):
+        other = step.facts.get("returned")
+        if other:
+            wanted = "a pair (output, bias)" if case.skip_bias_add else "a tensor"
+            yield Violation(rank, step.name, "the return value is no layer's", wanted, str(other))
+            continue
+        pair = step.facts.get("pair")
+        if pair is not None and pair != case.skip_bias_add:
+            yield Violation(
+                rank,
+                step.name,
+                "the return value",
+                "a pair" if case.skip_bias_add else "a tensor",
+                "a tuple" if pair else "a tensor",
+            )
+        if not case.skip_bias_add or not pair:
+            continue
+        held = step.parameters.get("bias") if case.bias else None
+        if not same_bits(step.returned_bias, held):
+            yield Violation(rank, step.name, "the returned bias is not the layer's", str(held), str(step.returned_bias))
+        if case.bias and step.facts.get("bias_is_parameter") is False:
+            yield Violation(
+                rank, step.name, "the returned bias is not the parameter itself", "the parameter", "another tensor"
+            )
 
 
 @clause(
@@ -157,17 +191,12 @@ def row_partial(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterat
     lambda case: has_values(case) and case.P > 1 and isinstance(agreement(case).output.value, Replicated),
 )
 def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for name, _ in judged(case):
-        first = seen[0].steps[name].output
-        for observation in seen[1:]:
-            if not same_bits(observation.steps[name].output, first):
-                yield Violation(
-                    observation.rank,
-                    name,
-                    "the output's bits are not those of rank 0",
-                    str(first),
-                    str(observation.steps[name].output),
-                )
+    first = seen[0].steps["first"].output
+    for observation in seen[1:]:
+        output = observation.steps["first"].output
+        if not same_bits(output, first):
+            what = "the output's bits are not those of rank 0"
+            yield Violation(observation.rank, "first", what, shown(first), shown(output))
 
 
 @clause(
@@ -178,35 +207,6 @@ def replicas(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[
     origin="NVIDIA/TransformerEngine#3555",
 )
 def output_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for rank, step, _ in steps(case, seen):
+    for rank, step in steps(seen):
         if step.output is not None and step.output.dtype != case.compute_dtype:
             yield Violation(rank, step.name, "output has the wrong dtype", case.compute_dtype, step.output.dtype)
-
-
-@clause(
-    "forward.returns",
-    "A pair with skip_bias_add, a tensor otherwise",
-    """With skip_bias_add a layer returns (Y without bias, bias), (Y, None) without a bias; the bias is the parameter:
-    the local slice for column, the whole for row. Nothing else returns a tuple.""",
-    lambda case: has_values(case) and case.linear,
-)
-def returns(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for rank, step, _ in steps(case, seen):
-        pair = step.facts.get("pair")
-        if pair is not None and pair != case.skip_bias_add:
-            yield Violation(
-                rank,
-                step.name,
-                "the return value",
-                "a pair" if case.skip_bias_add else "a tensor",
-                "a tuple" if pair else "a tensor",
-            )
-        if not case.skip_bias_add or not pair:
-            continue
-        held = step.parameters.get("bias") if case.bias else None
-        if not same_bits(step.returned_bias, held):
-            yield Violation(rank, step.name, "the returned bias is not the layer's", str(held), str(step.returned_bias))
-        if case.bias and step.facts.get("bias_is_parameter") is False:
-            yield Violation(
-                rank, step.name, "the returned bias is not the parameter itself", "the parameter", "another tensor"
-            )

@@ -19,7 +19,7 @@ def _alone(case: Case) -> bool:
     "one-rank.bits",
     "At P = 1 the bits are nn.Linear's",
     "At P = 1 output and gradients have the bits of the unsharded layer, for every layout of the input.",
-    lambda case: _alone(case) and case.procedure not in ("accumulate", "interleave"),
+    lambda case: _alone(case) and case.procedure in ("run", "precision", "no-grad", "inference"),
     origin="pytorch/pytorch#127213, pytorch/pytorch#154928, pytorch/xla#9670, pytorch/pytorch#113761",
 )
 def bits(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:

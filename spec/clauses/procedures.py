@@ -9,11 +9,13 @@ import numpy as np
 from spec.case import Case
 from spec.clauses.compare import (
     compare,
+    exact,
     expected_gradients,
     expected_local,
     gradient_placement,
     same_bits,
     same_numbers,
+    shown,
     true_output,
 )
 from spec.contract import agreement
@@ -84,13 +86,6 @@ for _name, _title in (
         f"Under {_name}, output and gradients have the bits of a plain call.",
         _procedure(_name),
     )(_second_as_first(same_bits))
-clause(
-    "transforms.compile",
-    "A compiled layer gives what the layer gives",
-    "Compiled as one graph, output and gradients equal those of a plain call.",
-    _procedure("compile", "compile-inductor"),
-    origin="vllm-project/vllm#39844, pytorch/pytorch#141830",
-)(_second_as_first(same_numbers))
 
 
 @clause(
@@ -108,22 +103,51 @@ def fullgraph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator
             )
 
 
+clause(
+    "transforms.compile",
+    "A compiled layer gives what the layer gives",
+    "Compiled as one graph, output and gradients equal those of a plain call.",
+    _procedure("compile", "compile-inductor"),
+    origin="vllm-project/vllm#39844, pytorch/pytorch#141830",
+)(_second_as_first(same_numbers))
+
+
+def _as_run(case: Case, truth: Truth, seen: Sequence[Observation], name: str, run: int) -> Iterator[Violation]:
+    """The violations of a step that must show a run's own values."""
+    values = truth.runs[run]
+    for observation in seen:
+        step = observation.steps[name]
+        yield from compare(
+            observation.rank, step, "output", step.output, true_output(case, values.output, observation.rank)
+        )
+        for tensor in sorted(expected_gradients(case)):
+            placement = gradient_placement(case, tensor)
+            expected = expected_local(case, placement, values.gradients[tensor], observation.rank)
+            yield from compare(observation.rank, step, f"gradient of {tensor}", step.gradients.get(tensor), expected)
+
+
+@clause(
+    "instances.current-parameters",
+    "A layer computes with its parameters as they are",
+    """After its parameters were overwritten in place, as an optimizer or a loader does, a layer computes with the new
+    ones: nothing of the old is kept.""",
+    lambda case: case.procedure == "update" and exact(case),
+    origin="vllm-project/vllm#48025",
+)
+def current_parameters(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _as_run(case, truth, seen, "second", 1)
+
+
 @clause(
     "instances.independent",
     "Two layers do not touch each other",
     "Forward a, forward b, backward a, backward b gives each layer what it gives alone: calls share no state.",
-    _procedure("interleave"),
+    lambda case: case.procedure == "interleave" and exact(case),
     origin="pytorch/pytorch#131264, hpcaitech/ColossalAI#579",
 )
 def independent(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for observation in seen:
-        step, values = observation.steps["second"], truth.runs[1]
-        yield from compare(
-            observation.rank, step, "output of b", step.output, true_output(case, values.output, observation.rank)
-        )
-        for name in expected_gradients(case):
-            expected = expected_local(case, gradient_placement(case, name), values.gradients[name], observation.rank)
-            yield from compare(observation.rank, step, f"b's gradient of {name}", step.gradients.get(name), expected)
+    yield from _as_run(case, truth, seen, "a", 0)
+    yield from _as_run(case, truth, seen, "b", 1)
 
 
 @clause(
@@ -150,7 +174,8 @@ def inference(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator
         # copy and scatter may return views of an input that is none.
         plain = facts.get("inference") is False and case.has_parameters
         if facts.get("requires_grad") or plain:
-            yield Violation(observation.rank, "first", "the output", "an inference tensor", str(dict(facts)))
+            got = "a plain tensor" + " that requires a gradient" * bool(facts.get("requires_grad"))
+            yield Violation(observation.rank, "first", "the output", "an inference tensor", got)
 
 
 @clause(
@@ -245,9 +270,8 @@ def round_trip(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterato
         saved, loaded = observation.steps["first"], observation.steps["loaded"]
         for name, array in saved.parameters.items():
             if not same_bits(array, loaded.parameters.get(name)):
-                yield Violation(
-                    observation.rank, "loaded", f"{name} changed", str(array), str(loaded.parameters.get(name))
-                )
+                got = loaded.parameters.get(name)
+                yield Violation(observation.rank, "loaded", f"{name} changed", shown(array), shown(got))
 
 
 @clause(

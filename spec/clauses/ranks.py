@@ -27,6 +27,10 @@ def is_communication_error(seen: Observation) -> bool:
     return raised is not None and any(word in raised.text.lower() for word in COMMUNICATION)
 
 
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else text
+
+
 def _always(case: Case) -> bool:
     return True
 
@@ -66,7 +70,13 @@ def no_exception(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     for observation in own or others:
         raised = observation.raised
         assert raised is not None
-        yield Violation(observation.rank, "", f"raised {raised}", "no exception", raised.traceback or observation.stack)
+        yield Violation(
+            observation.rank,
+            "",
+            f"raised {_first_line(str(raised))}",
+            "no exception",
+            raised.traceback or observation.stack,
+        )
 
 
 @clause(
@@ -123,4 +133,4 @@ def finish(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Vi
     for observation in seen:
         if observation.fate == "hung":
             where = f"after {observation.entered[-1]}" if observation.entered else "before any collective"
-            yield Violation(observation.rank, "", f"did not finish, {where}", "a rank that returns", observation.stack)
+            yield Violation(observation.rank, "", f"did not finish, {where}", "a rank that returns")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from faulty import BiasBeforeReduction
 
+from conformance.observers import InProcess, Options
 from conformance.report import closing_table, failure, raise_first
-from conformance.suite import Options, Suite, Verdict
+from conformance.suite import Suite, Verdict
 from conformance.tally import Tally
 from spec import REGISTER, Case, Finding, Observation, Violation
 
@@ -31,7 +32,7 @@ row.forward.bias-once (MUST): The bias enters the row output once
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Suite:
     """The suite in front of a simulation that adds the bias before the reduction."""
     suite = Suite(Options(impl="numpy"))
-    monkeypatch.setattr(suite, "_controller", BiasBeforeReduction())
+    monkeypatch.setattr(suite, "observer", InProcess(BiasBeforeReduction()))
     return suite
 
 
@@ -52,7 +53,7 @@ def test_a_known_deviation_does_not_fail_the_run(faulty: Suite, tmp_path: Path) 
     file = tmp_path / "known.toml"
     file.write_text(f'[[deviation]]\nclause = "row.forward.bias-once"\ncase = "{LINE}"\nreason = "on purpose"\n')
     suite = Suite(Options(impl="numpy", known=str(file)))
-    suite._controller = BiasBeforeReduction()
+    suite.observer = InProcess(BiasBeforeReduction())
 
     verdict = suite.examine(Case.parse(LINE))
 
@@ -89,7 +90,7 @@ def test_the_closing_table_tells_failed_known_should_and_unsupported_apart() -> 
     table = closing_table(tally, (2,), ["world size 4: not in --world-sizes"])
 
     assert [line.split() for line in table[:6]] == [
-        ["clause", "P=2"],
+        ["clause", "world", "2"],
         ["row.weight.shard", "known", "1/1"],
         ["row.forward.value", "FAIL", "1/1"],
         ["forward.dtype", "1"],

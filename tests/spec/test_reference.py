@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from conformance.items import items
 from conformance.strategies import cases
 from spec import Case, Partial, Truth, agreement, inputs
+from spec.case import WITHOUT_VALUES
 from spec.placements import Floats, bounds
-from spec.reference import BUCKETS, WITHOUT_TRUTH, compilations, truth
+from spec.reference import BUCKETS, compilations, truth
 
 ITEMS = items()
-EXACT = [item for item in ITEMS if item.procedure not in (*WITHOUT_TRUTH, "precision")]
+EXACT = [item for item in ITEMS if item.procedure not in (*WITHOUT_VALUES, "precision")]
 LAYERS = [item for item in EXACT if item.layer in ("column", "row")]
 FUNCTIONS = [item for item in EXACT if item.layer in ("copy", "reduce", "gather", "scatter")]
 
@@ -88,7 +89,7 @@ def test_magnitudes_are_the_same_sums_over_absolute_values(layer: str) -> None:
     assert not truth(case).runs[0].magnitudes
 
 
-@pytest.mark.parametrize("procedure", sorted(WITHOUT_TRUTH))
+@pytest.mark.parametrize("procedure", sorted(WITHOUT_VALUES))
 def test_procedures_that_compute_nothing_have_data_and_no_values(procedure: str) -> None:
     fault = " fault=zero-size" if procedure == "refuse" else ""
     case = Case.parse(f"row P=2 batch=3 in=4 out=3 float32 procedure={procedure}{fault} seed=1")

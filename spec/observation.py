@@ -4,7 +4,7 @@ An implementation is judged by its Observations alone. Each has one named Step p
 
     first, second   the runs of the procedure in order
     dense           at P = 1: the implementation's own unsharded layer on the same values, same strides
-    a, b            interleave: each of the two layers
+    a, b            interleave: each of the two layers; pipeline: each of the two calls
     reset, meta     init: after drawing again, and after drawing on storage that was allocated later
     loaded          state-dict: the layer that loaded what the first had saved
     refused, after  refuse: the call with the bad argument, and a plain all-reduce on the group afterwards

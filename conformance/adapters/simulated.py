@@ -22,8 +22,8 @@ from spec.placements import Floats, local
 STEPS = {
     **dict.fromkeys(("run", "precision", "no-grad", "inference"), (("first", 0),)),
     "twice": (("first", 0), ("second", 0)),
-    **dict.fromkeys(("accumulate", "pipeline", "update"), (("first", 0), ("second", 1))),
-    "interleave": (("first", 0), ("a", 0), ("b", 1)),
+    **dict.fromkeys(("accumulate", "update"), (("first", 0), ("second", 1))),
+    **dict.fromkeys(("pipeline", "interleave"), (("first", 0), ("a", 0), ("b", 1))),
 }
 PROCEDURES = (*STEPS, "refuse")
 
@@ -93,8 +93,9 @@ class Simulated:
         if case.procedure == "refuse":
             return [_refusal(case, rank) for rank in range(case.P)]
         runs = {name: self.steps(case, inputs(case, group, number)) for name, number in STEPS[case.procedure]}
-        if case.procedure in ("accumulate", "pipeline"):
-            runs["second"] = [_added(case, *pair) for pair in zip(runs["first"], runs["second"], strict=True)]
+        last = {"accumulate": "second", "pipeline": "b"}.get(case.procedure)
+        if last:
+            runs[last] = [_added(case, *pair) for pair in zip(runs["first"], runs[last], strict=True)]
         by_rank = [{name: _named(run[rank], name) for name, run in runs.items()} for rank in range(case.P)]
         return [Observation(rank, steps) for rank, steps in enumerate(by_rank)]
 

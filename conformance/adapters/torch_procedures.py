@@ -76,15 +76,16 @@ def accumulate(session: TorchSession, case: Case, group: int) -> Steps:
 
 
 def pipeline(session: TorchSession, case: Case, group: int) -> Steps:
+    alone = once(session, case, group)[0]
     data = [inputs(case, group, number) for number in range(2)]
     built = session.build(case, data[0])
     both = [session.start(case, d, built, log=CollectiveLog(session.group.announce)) for d in data]
     for run in both:
         run.forward()
     both[0].backward()
-    first = both[0].step("first")
+    a = both[0].step("a")
     both[1].backward()
-    return [first, both[1].step("second")]
+    return [alone, a, both[1].step("b")]
 
 
 def update(session: TorchSession, case: Case, group: int) -> Steps:

@@ -176,15 +176,16 @@ def retain_graph(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
             yield from compare(observation.rank, step, f"gradient of {name} after two backwards", got, expected)
 
 
-def _added_up(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+def added_up(case: Case, truth: Truth, seen: Sequence[Observation], name: str) -> Iterator[Violation]:
+    """The violations of a step after two backwards on different data: parameters' gradients are sums."""
     one, two = truth.runs
     for observation in seen:
-        step = observation.steps["second"]
-        for name in expected_gradients(case):
-            whole = two.gradients[name] if name == "x" else one.gradients[name] + two.gradients[name]
-            expected = expected_local(case, gradient_placement(case, name), whole, observation.rank)
-            got = step.gradients.get(name)
-            yield from compare(observation.rank, step, f"gradient of {name} after two backwards", got, expected)
+        step = observation.steps[name]
+        for tensor in expected_gradients(case):
+            whole = two.gradients[tensor] if tensor == "x" else one.gradients[tensor] + two.gradients[tensor]
+            expected = expected_local(case, gradient_placement(case, tensor), whole, observation.rank)
+            got = step.gradients.get(tensor)
+            yield from compare(observation.rank, step, f"gradient of {tensor} after two backwards", got, expected)
 
 
 clause(
@@ -194,12 +195,4 @@ clause(
     gradients are each their own.""",
     lambda case: case.procedure == "accumulate" and differentiates(case),
     origin="pytorch/torchtitan#3412",
-)(_added_up)
-clause(
-    "backward.pipeline",
-    "Two forwards of one layer, then both backwards",
-    """Each backward uses what its own forward saved, not what a later forward left on the layer: the gradients of both
-    add up, and the first output is what it was.""",
-    lambda case: case.procedure == "pipeline" and differentiates(case),
-    origin="pytorch/pytorch#131264",
-)(_added_up)
+)(lambda case, truth, seen: added_up(case, truth, seen, "second"))

@@ -18,7 +18,6 @@ _SECOND_COUNTS = (
     "twice",
     "delay",
     "accumulate",
-    "pipeline",
     "update",
     "deepcopy",
     "pickle",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from spec.case import Case
+from spec.clauses.backward import added_up
 from spec.clauses.compare import (
     compare,
     exact,
@@ -124,6 +125,19 @@ def _as_run(case: Case, truth: Truth, seen: Sequence[Observation], name: str, ru
             placement = gradient_placement(case, tensor)
             expected = expected_local(case, placement, values.gradients[tensor], observation.rank)
             yield from compare(observation.rank, step, f"gradient of {tensor}", step.gradients.get(tensor), expected)
+
+
+@clause(
+    "instances.pipelined",
+    "Two forwards of one layer, then both backwards",
+    """Forward a, forward b, backward a, backward b of one layer: each backward uses what its own forward saved, the
+    parameters' gradients add up, and a's output stays what it was.""",
+    lambda case: case.procedure == "pipeline" and exact(case),
+    origin="pytorch/pytorch#131264",
+)
+def pipelined(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    yield from _as_run(case, truth, seen, "a", 0)
+    yield from added_up(case, truth, seen, "b")
 
 
 @clause(

@@ -17,7 +17,6 @@ FROZEN_X = "column P=2 batch=3 in=4 out=2 float32 bias frozen=x values=small see
 ALL_FROZEN = "column P=2 batch=3 in=4 out=2 float32 bias frozen=xwb values=small seed=16"
 REAL = "column P=2 batch=2 in=2 out=128 float32 values=gaussian procedure=precision seed=17"
 AUTOCAST = "row P=2 batch=3 in=4 out=2 float32 bias autocast=bfloat16 values=small seed=18"
-PIPE = "row P=2 batch=3 in=4 out=2 float32 bias values=small procedure=pipeline seed=19"
 TWO = "row P=2 batch=3 in=4 out=2 float32 bias values=small procedure=accumulate seed=19"
 TWICE = "row P=2 batch=3 in=4 out=2 float32 bias values=small procedure=retain seed=19"
 PAIR = "pair P=2 batch=3 in=2 hidden=4 out=3 float32 bias values=small seed=22"
@@ -131,8 +130,6 @@ TABLE = (
         "backward.accumulate", "bias overwritten", TWO, gradient("bias", of_the_second_run_alone("bias"), "second")
     ),
     Doctored("backward.accumulate", "the input's added too", TWO, gradient("x", times(2), "second")),
-    Doctored("backward.pipeline", "the later forward's input used", PIPE, gradient("weight", times(2), "second")),
-    Doctored("backward.pipeline", "the input's overwritten", PIPE, gradient("x", times(2), "second")),
     Doctored("backward.retain-graph", "overwritten", TWICE, gradient("weight", times(1 / 2), "second")),
     Doctored("backward.retain-graph", "the input's not doubled", TWICE, gradient("x", times(1 / 2), "second")),
     Doctored("pair.backward.gradients", "input's averaged", PAIR, gradient("x", times(1 / 2))),

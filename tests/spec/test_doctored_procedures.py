@@ -135,6 +135,15 @@ TABLE = (
         }.items()
     ),
     *(
+        Doctored("instances.pipelined", f"{layer}: {name}", line(layer, "pipeline"), change)
+        for layer in ("column", "row")
+        for name, change in {
+            "a's output overwritten by b's": output(times(2), "a"),
+            "a's backward uses b's input": gradient("weight", times(2), "a"),
+            "b's gradients do not add up": gradient("bias", times(1 / 2), "b"),
+        }.items()
+    ),
+    *(
         Doctored("instances.current-parameters", f"{layer}: {name}", line(layer, "update"), change)
         for layer in ("column", "row")
         for name, change in {

@@ -178,7 +178,7 @@ def main(chosen: argparse.Namespace) -> None:
         "where the suite's time goes: ms per example, medians",
         ["P", *PARTS, "failing examples"],
         [
-            [str(P), *(f"{_median(blocks, lambda b: b.parts[part]):.2f}" for part in PARTS), str(failing)]  # noqa: B023
+            [str(P), *(f"{_median(blocks, lambda b: b.parts[part]):.2f}" for part in PARTS), str(failing)]
             for P, (blocks, failing) in measured.items()
         ],
     )
@@ -191,7 +191,7 @@ def _compare_spawns(suite: dict[int, float], repeats: int) -> None:
 
     rows = []
     for P, mine in suite.items():
-        spawn = statistics.median(seconds_of(lambda: one_example(P)) for _ in range(repeats)) * 1000  # noqa: B023
+        spawn = statistics.median(seconds_of(lambda: one_example(P)) for _ in range(repeats)) * 1000
         rows.append([str(P), f"{spawn:.0f}", f"{mine:.2f}", f"{spawn / mine:.0f}"])
     print_table(
         f"torch.multiprocessing.spawn for each example (median of {repeats}) beside the suite",

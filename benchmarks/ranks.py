@@ -26,7 +26,7 @@ def commands(world: int, repeats: int) -> list[str]:
     starts = [seconds_of(lambda: groups.append(RankGroup.start(setup_of(world)))) for _ in range(repeats)]
     row = [str(world), _ms(statistics.median(starts), 0)]
     for command in (b"nothing", b"reduce"):
-        times = sorted(seconds_of(lambda: groups[0].call(command, DEADLINE)) for _ in range(CALLS))  # noqa: B023
+        times = sorted(seconds_of(lambda: groups[0].call(command, DEADLINE)) for _ in range(CALLS))
         row += [_ms(times[CALLS // 2], 2), _ms(times[CALLS * 99 // 100], 2)]
     return [*row, _ms(statistics.median(seconds_of(group.close) for group in groups), 0)]
 
@@ -38,7 +38,7 @@ def fault(pool: RankPool, world: int, name: str, repeats: int) -> list[str]:
     for _ in range(repeats):
         pool.call(setup, b"reduce", DEADLINE)
         fates: list[str] = []
-        took = seconds_of(lambda: fates.extend(r.fate for r in pool.call(setup, name.encode(), deadline)))  # noqa: B023
+        took = seconds_of(lambda: fates.extend(r.fate for r in pool.call(setup, name.encode(), deadline)))
         if fates[0] != FAULTS[name]:
             raise RuntimeError(f"rank 0 was to {name}, and the pool says {fates}")
         verdicts.append(took - (HANG_DEADLINE if name == "hang" else 0))

@@ -41,9 +41,9 @@ def main(chosen: argparse.Namespace) -> None:
     from spec.reference import compilations, truth
 
     found = drawn()
-    cold = [seconds_of(lambda: truth(case)) * 1000 for case in found]  # noqa: B023
+    cold = [seconds_of(lambda: truth(case)) * 1000 for case in found]
     compiled = compilations()
-    warm = [seconds_of(lambda: truth(case)) * 1000 for case in found]  # noqa: B023
+    warm = [seconds_of(lambda: truth(case)) * 1000 for case in found]
     print_table(
         f"the truth of {len(found)} cases drawn from all items, in one process without a cache on disk",
         ["pass", "mean ms", "median ms", "worst ms", "compilations", "goal"],

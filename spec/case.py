@@ -13,75 +13,36 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Final
 
-LINEAR: Final = ("column", "row")
-COMPOSED: Final = ("pair",)
-FUNCTIONS: Final = ("copy", "reduce", "gather", "scatter")
-LAYERS: Final = LINEAR + COMPOSED + FUNCTIONS
-DTYPES: Final = ("float32", "float64", "bfloat16", "float16")
-AUTOCAST: Final = ("", "bfloat16", "float16")
-LAYOUTS: Final = ("contiguous", "transposed", "strided", "expanded", "offset")
-VALUES: Final = ("exact", "small", "gaussian", "positive", "cancel")
-GROUPS: Final = ("neighbouring", "interleaved")
+from spec.grammar import CaseSyntaxError, fields_of, line_of, pointing_at
+from spec.vocabulary import (
+    AUTOCAST,
+    COMPOSED,
+    DTYPES,
+    FUNCTIONS,
+    GROUPS,
+    LAYERS,
+    LAYOUTS,
+    LINEAR,
+    PROCEDURES,
+    VALUES,
+    WITHOUT_VALUES,
+)
 
-PROCEDURES: Final = {
-    "run": "forward and backward, once",
-    "precision": "forward and backward on real values, judged by the derived bound",
-    "twice": "the same forward and backward again, with fresh gradients: the same bits",
-    "retain": "two backwards through one graph: the gradients double",
-    "accumulate": "two forwards and backwards on different data: the gradients add up",
-    "pipeline": "two forwards of one layer on different data, then both backwards: the gradients add up",
-    "update": "the same layer again after its parameters were overwritten in place",
-    "interleave": "two layers a, b of equal sizes: forward a, forward b, backward a, backward b",
-    "delay": "the same again while every rank waits a different time around each collective: the same bits",
-    "no-grad": "forward under torch.no_grad or its like",
-    "inference": "forward under torch.inference_mode or its like",
-    "init": "a layer that draws its own initial values, then draws them again",
-    "state-dict": "save, load into another layer, and refuse what does not fit",
-    "deepcopy": "a deep copy behaves as its original",
-    "pickle": "a layer that was pickled and read back behaves as its original",
-    "functional-call": "the layer called with its parameters passed from outside",
-    "checkpoint": "activation checkpointing, the non-reentrant variant",
-    "checkpoint-reentrant": "activation checkpointing, the reentrant variant",
-    "compile": "compiled as one graph, ahead-of-time autograd without code generation",
-    "compile-inductor": "compiled as one graph, with code generation",
-    "refuse": "a bad argument: the error, no collective, and the group afterwards",
-}
-
-# Words of a case line without '=': each sets one field to one value.
-_BARE: Final[dict[str, tuple[str, Any]]] = {
-    **{dtype: ("dtype", dtype) for dtype in DTYPES},
-    "bias": ("bias", True),
-    "gather_output": ("gather_output", True),
-    "skip_bias_add": ("skip_bias_add", True),
-}
-# Words with '=', in the order in which a line shows them: key -> field.
-_KEYED: Final[dict[str, str]] = {
-    "P": "P",
-    "batch": "batch",
-    "in": "in_features",
-    "hidden": "hidden_features",
-    "out": "out_features",
-    "dim": "dim",
-    "input_is_parallel": "input_is_parallel",
-    "reduce_output": "reduce_output",
-    "x": "x",
-    "g": "g",
-    "frozen": "frozen",
-    "autocast": "autocast",
-    "values": "values",
-    "world": "world",
-    "groups": "groups",
-    "procedure": "procedure",
-    "fault": "fault",
-    "seed": "seed",
-}
-
-# Procedures that compute no output to hold against a truth.
-WITHOUT_VALUES: Final = frozenset({"init", "state-dict", "refuse"})
-
-
-class CaseSyntaxError(ValueError):
-    """A line that is no case; the message points at the word and says what would be right."""
+__all__ = [
+    "AUTOCAST",
+    "COMPOSED",
+    "DTYPES",
+    "FUNCTIONS",
+    "GROUPS",
+    "LAYERS",
+    "LAYOUTS",
+    "LINEAR",
+    "PROCEDURES",
+    "VALUES",
+    "WITHOUT_VALUES",
+    "Case",
+    "CaseSyntaxError",
+]
 
 
 @dataclass(frozen=True)
@@ -132,7 +93,7 @@ class Case:
     @cached_property
     def text(self) -> str:
         """The canonical line; `Case.parse(case.text) == case`."""
-        return " ".join(_words(self))
+        return line_of(self, _DEFAULTS)
 
     def __str__(self) -> str:
         return self.text
@@ -150,7 +111,11 @@ class Case:
         Raises:
             CaseSyntaxError: with the line, a caret under the word at fault, and what would be right.
         """
-        return cls(**_parse(line))
+        given = fields_of(line)
+        try:
+            return cls(**given)
+        except ValueError as error:
+            raise CaseSyntaxError(pointing_at(line, 0, line, str(error))) from None
 
     @property
     def linear(self) -> bool:
@@ -182,21 +147,6 @@ class Case:
         if self.groups == "interleaved":
             return tuple(tuple(range(k, self.world, count)) for k in range(count))
         return tuple(tuple(range(k * self.P, (k + 1) * self.P)) for k in range(count))
-
-
-def _words(case: Case) -> list[str]:
-    words = [case.layer, f"P={case.P}", f"batch={'x'.join(map(str, case.batch)) or 'none'}", f"in={case.in_features}"]
-    if case.hidden_features:
-        words.append(f"hidden={case.hidden_features}")
-    if case.has_parameters:
-        words.append(f"out={case.out_features}")
-    words.append(case.dtype)
-    words += [word for word in ("bias", "gather_output", "skip_bias_add") if getattr(case, word)]
-    for key, name in list(_KEYED.items())[5:-1]:
-        value, default = getattr(case, name), case.P if name == "world" else _DEFAULTS[name]
-        if value != default:
-            words.append(f"{key}={value}")
-    return [*words, f"seed={case.seed}"]
 
 
 _DEFAULTS: Final = {f.name: f.default for f in fields(Case) if f.default is not MISSING}
@@ -286,64 +236,3 @@ _FIELDS_OF_OTHERS: Final = {
     "gather": _LINEAR_ONLY,
     "scatter": _LINEAR_ONLY,
 }
-
-
-def _parse(line: str) -> dict[str, Any]:
-    words = line.split()
-    if not words:
-        raise CaseSyntaxError("a case line is empty; write for example: row P=2 batch=3 in=4 out=2 float32 bias seed=7")
-    given: dict[str, Any] = {"layer": words[0]}
-    start = 0
-    for position, word in enumerate(words):
-        start = line.index(word, start)
-        try:
-            if position == 0:
-                if word not in LAYERS:
-                    raise ValueError(f"a case begins with a layer, one of {', '.join(LAYERS)}")
-            else:
-                name, value = _parse_word(word)
-                if name in given:
-                    raise ValueError(f"{name} is given twice")
-                given[name] = value
-        except ValueError as error:
-            raise CaseSyntaxError(_pointing_at(line, start, word, str(error))) from None
-        start += len(word)
-    for key, name in (("P", "P"), ("in", "in_features")):
-        if name not in given:
-            raise CaseSyntaxError(_pointing_at(line, len(line), " ", f"the word {key}=<size> is missing"))
-    try:
-        Case(**given)
-    except ValueError as error:
-        raise CaseSyntaxError(_pointing_at(line, 0, line, str(error))) from None
-    return given
-
-
-def _parse_word(word: str) -> tuple[str, Any]:
-    key, equals, value = word.partition("=")
-    if not equals:
-        if word not in _BARE:
-            raise ValueError(f"unknown word {word!r}; words are {', '.join([*_BARE, *(k + '=' for k in _KEYED)])}")
-        return _BARE[word]
-    if key not in _KEYED:
-        raise ValueError(f"unknown key {key!r}; keys are {', '.join(_KEYED)}")
-    name = _KEYED[key]
-    if name == "batch":
-        return name, () if value == "none" else tuple(_integer(key, size) for size in value.split("x"))
-    if name in ("input_is_parallel", "reduce_output"):
-        if value not in ("True", "False"):
-            raise ValueError(f"{key} is True or False, not {value!r}")
-        return name, value == "True"
-    if name in ("P", "in_features", "hidden_features", "out_features", "dim", "world", "seed"):
-        return name, _integer(key, value)
-    return name, value
-
-
-def _integer(key: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"{key} needs a whole number, not {value!r}") from None
-
-
-def _pointing_at(line: str, start: int, word: str, reason: str) -> str:
-    return f"not a case: {reason}\n  {line}\n  {' ' * start}{'^' * len(word)}"

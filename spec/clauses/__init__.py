@@ -26,6 +26,8 @@ from spec.clauses import backward
 from spec.clauses import pair
 from spec.clauses import precision
 from spec.clauses import procedures
+from spec.clauses import instances
+from spec.clauses import lifecycle
 from spec.clauses import one_rank
 from spec.clauses import collectives
 
@@ -35,6 +37,8 @@ __all__ = [
     "forward",
     "functions",
     "groups",
+    "instances",
+    "lifecycle",
     "one_rank",
     "pair",
     "parameters",

@@ -9,14 +9,27 @@ import numpy as np
 from spec.case import Case
 from spec.clauses.compare import compare, same_bits, shown
 from spec.contract import agreement
-from spec.observation import Observation
-from spec.placements import Sharded, local
+from spec.observation import Observation, Step
+from spec.placements import Floats, local
 from spec.register import Applies, Violation, clause
 from spec.truth import Truth
 
 
 def _procedure(name: str) -> Applies:
     return lambda case: case.procedure == name
+
+
+def _drawn(seen: Sequence[Observation]) -> Iterator[tuple[Observation, Step]]:
+    """Every step in which a rank drew initial values."""
+    for observation in seen:
+        for name in ("first", "reset", "meta"):
+            if name in observation.steps:
+                yield observation, observation.steps[name]
+
+
+def _shard(case: Case, observation: Observation, step: Step, name: str, whole: Floats) -> Iterator[Violation]:
+    expected = local(agreement(case).parameters[name], whole, case.P, observation.rank)
+    yield from compare(observation.rank, step, name, step.parameters.get(name), expected)
 
 
 @clause(
@@ -28,20 +41,8 @@ def _procedure(name: str) -> Applies:
     origin="modelscope/ms-swift#7944, allenai/OLMo-core#307, allenai/OLMo-core#319, NVIDIA-NeMo/Automodel#1291",
 )
 def initial_shards(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    placement = agreement(case).parameters["weight"]
-    assert isinstance(placement, Sharded)
-    for observation in seen:
-        dense = observation.steps["dense"].parameters["weight"].numbers
-        for name in ("first", "reset", "meta"):
-            step = observation.steps.get(name)
-            if step is not None:
-                yield from compare(
-                    observation.rank,
-                    step,
-                    "weight",
-                    step.parameters.get("weight"),
-                    local(placement, dense, case.P, observation.rank),
-                )
+    for observation, step in _drawn(seen):
+        yield from _shard(case, observation, step, "weight", observation.steps["dense"].parameters["weight"].numbers)
 
 
 @clause(
@@ -52,19 +53,8 @@ def initial_shards(case: Case, truth: Truth, seen: Sequence[Observation]) -> Ite
     origin="NVIDIA-NeMo/Automodel#1291",
 )
 def initial_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    placement = agreement(case).parameters["bias"]
-    zeros = np.zeros(case.out_features)
-    for observation in seen:
-        for name in ("first", "reset", "meta"):
-            step = observation.steps.get(name)
-            if step is not None:
-                yield from compare(
-                    observation.rank,
-                    step,
-                    "bias",
-                    step.parameters.get("bias"),
-                    local(placement, zeros, case.P, observation.rank),
-                )
+    for observation, step in _drawn(seen):
+        yield from _shard(case, observation, step, "bias", np.zeros(case.out_features))
 
 
 @clause(
@@ -75,13 +65,12 @@ def initial_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     origin="NVIDIA-NeMo/Automodel#1291",
 )
 def random_state(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for observation in seen:
+    for observation, step in _drawn(seen):
         wanted = observation.steps["dense"].facts.get("random_state")
-        for name in ("first", "reset", "meta"):
-            step = observation.steps.get(name)
-            got = step.facts.get("random_state") if step else None
-            if got is not None and got != wanted:
-                yield Violation(observation.rank, name, "the random state afterwards is another", str(wanted), str(got))
+        got = step.facts.get("random_state")
+        if got is not None and got != wanted:
+            what = "the random state afterwards is another"
+            yield Violation(observation.rank, step.name, what, str(wanted), str(got))
 
 
 @clause(

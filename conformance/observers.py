@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from conformance.ranks.attached import AttachedRanks
 
 Groups = tuple[tuple[Observation, ...], ...]
-_SECONDS_TO_DECLARE = 60.0
+_SECONDS_TO_DECLARE, _SECONDS_TO_SING = 60.0, 5.0
 
 
 class NotDeclared(RuntimeError):
@@ -129,7 +129,7 @@ class Pooled:
         if self.declare().controller:
             return True
         total = str(case.P * (case.P + 1) // 2).encode()
-        replies = self._call(case.world, f"canary {case.text}".encode(), _SECONDS_TO_DECLARE)
+        replies = self._call(case.world, f"canary {case.text}".encode(), _SECONDS_TO_SING)
         return all(reply.payload == total for reply in replies)
 
     def renew(self, case: Case) -> None:

@@ -104,12 +104,13 @@ class Suite:
         if _lost(groups):
             return self._verdict_on_loss(case, groups)
         findings = self._judge(case, groups)
-        if findings and not self.observer.sound(case):
+        if any(finding.clause.name.startswith("ranks.") for finding in findings):
+            # Ranks that part in their collectives would meet in the next case's.
+            self.observer.renew(case)
+        elif findings and not self.observer.sound(case):
             self.observer.renew(case)
             groups = self.observer.observe(case, DEADLINE)
             findings = self._judge(case, groups)
-        if any(finding.clause.name.startswith("ranks.") for finding in findings):
-            self.observer.renew(case)
         return Verdict(case, findings, groups)
 
     def _verdict_on_loss(self, case: Case, groups: Groups) -> Verdict:

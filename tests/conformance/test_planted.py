@@ -162,6 +162,20 @@ def test_a_lost_rank_is_named(bug: Bug) -> None:
     assert "entered no collective, never joined #1" in text
 
 
+def test_ranks_that_part_do_not_spoil_the_cases_after() -> None:
+    """The next collective would meet the one that was left out, and an innocent case would hang."""
+    bug = Bug("lost_ranks.py:StaysAwayWhenEmpty", "run-row-P2-float32", "ranks.same-collectives", rows=0)
+    suite = Suite(Options(str(PLANTED / bug.impl)))
+    try:
+        raised = failures(suite, bug.item)
+    finally:
+        suite.close()
+
+    assert [bug.clause] == list(raised)
+    assert the_case(raised[bug.clause]).rows == 0
+    assert suite.tally.intermittent == []
+
+
 @pytest.mark.parametrize("bug", STUCK, ids=str)
 def test_ranks_that_part_are_named_with_where_each_stands(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite_module, "DEADLINE", 1.0)

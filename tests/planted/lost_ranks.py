@@ -52,6 +52,17 @@ class StaysAway(TorchTp):
         collectives.all_reduce = sum_or_not
 
 
+class StaysAwayWhenEmpty(TorchTp):
+    """Rank 1 leaves out the sum of an empty batch, which nobody misses until the next: sgl-project/sglang#33289."""
+
+    def set_up(self, group: Group) -> None:
+        def sum_of_some(buffer: Tensor, group: Any, what: str) -> Tensor:
+            empty = group.rank == 1 and buffer.numel() == 0
+            return buffer if empty else all_reduce(buffer, group, what)
+
+        collectives.all_reduce = sum_of_some
+
+
 class AnotherSize(TorchTp):
     """Rank 1 enters the sum with twice as many elements: NVIDIA/nccl#1417."""
 

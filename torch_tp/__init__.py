@@ -13,6 +13,7 @@ the environment variable `TP_DEBUG=check`, which makes every rank raise `RankMis
     import torch, torch_tp
 
     torch_tp.init_tensor_parallel()                       # under torchrun
+    torch.manual_seed(0)                                  # alike on every rank: they draw shards of one weight
     up = torch_tp.ColumnParallelLinear(1024, 4096)
     down = torch_tp.RowParallelLinear(4096, 1024)
     y = down(torch.relu(up(x)))                           # x and y whole and equal on every rank

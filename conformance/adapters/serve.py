@@ -27,6 +27,8 @@ class Server:
         self._context = context
         if context.options.get("scratch"):
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = context.options["scratch"]
+            # They would go to a folder that no variable moves, and take longer than they save.
+            os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
         self._adapter = find(context.options["impl"])
         self._open: tuple[tuple[int, ...], Any] | None = None
 

@@ -104,7 +104,7 @@ def draw_and(action: Callable[[Case], object], item: Item, number: int) -> None:
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # what is slow here is what is measured
     )
     @given(data=st.data())
     def run(data: st.DataObject) -> None:

@@ -27,7 +27,7 @@ def drawn() -> list[Case]:
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # what is slow here is what is measured
     )
     @given(st.sampled_from(items()).flatmap(cases))
     def collect(case: Case) -> None:

@@ -20,6 +20,7 @@ from conformance.report import adapter_sentence, closing_table, header
 from conformance.suite import Suite
 from conformance.tally import Tally
 
+# A first example starts ranks and compiles the truth; that is no fault of what is drawn.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 # Without the explain phase: it traces every line, and points at the suite's own.
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)

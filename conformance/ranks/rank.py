@@ -96,7 +96,7 @@ def join(setup: RankSetup, r: int, meeting: Meeting, trail: Trail) -> Context:
     import torch.distributed as dist
 
     torch.set_num_threads(1)  # ranks share the cores
-    store = dist.FileStore(  # type: ignore[attr-defined]
+    store = dist.FileStore(  # type: ignore[attr-defined]  # public, but not in the stubs
         host.meeting_path(meeting), setup.world
     )
     device = pick_device(setup, r)

@@ -104,7 +104,7 @@ def failures(suite: Suite, item: str, examples: int = 25, shrink: bool = True) -
         settings.get_profile("tests"),
         max_examples=examples,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # ranks that hang are slow on purpose
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
     )
     @given(data=st.data())

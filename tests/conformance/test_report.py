@@ -69,6 +69,7 @@ def test_lost_ranks_are_shown_with_their_collectives_and_stacks() -> None:
         Observation(1, fate="hung", stack="File b.py, line 7 in forward"),
     )
     clause = REGISTER["ranks.same-collectives"]
+    # A clause about ranks asks for no truth.
     finding = Finding(clause, 0, tuple(clause.check(case, None, seen)))  # type: ignore[arg-type]
 
     text = failure(Options(), Verdict(case, (finding,), (seen,)), (finding,))

@@ -145,6 +145,6 @@ def stuck_on_rank_1(context: Context):
 
 
 def with_pytest(context: Context):
-    import pytest  # noqa: F401
+    import pytest  # noqa: F401 - imported to be found out
 
     return script(context)

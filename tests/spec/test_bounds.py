@@ -50,6 +50,7 @@ def test_a_correctly_rounded_computation_never_exceeds_the_bound(item: Item) -> 
 
 @pytest.mark.parametrize("item", NARROW, ids=str)
 def test_narrow_accumulation_is_found_within_a_few_cases(item: Item) -> None:
+    # Slow only while JAX compiles the first of each size.
     quick = settings(max_examples=30, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     case = find(cases(item), lambda case: bool(broken(AccumulatesNarrow(), case)), settings=quick)
     names = broken(AccumulatesNarrow(), case)

@@ -47,7 +47,7 @@ def _recorded(terminalreporter: Any, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], naive: bool) -> list[str]:
-    """Mutant, examples that the worst seed needed, what a naive test says; then clause, case and diagnosis of each bug."""
+    """Mutant, examples that the worst seed needed, what a naive test says; clause, case, diagnosis of each bug."""
     width = max(len(row["name"]) for row in rows)
     lines: list[str] = []
     for row in rows:
@@ -61,9 +61,8 @@ def table(rows: list[dict[str, Any]], naive: bool) -> list[str]:
     verdicts = Counter(report["verdict"] for report in reports)
     killed, worst = sum(bool(row["worst"]) for row in rows), max(row["worst"] for row in rows)
     lines.append(f"found {killed} of {len(rows)}, at worst after {worst} examples")
-    lines.append(
-        f"diagnosis right {verdicts['right']}, wrong {verdicts['wrong']}, none {verdicts['none']} of {len(reports)} bugs"
-    )
+    counts = ", ".join(f"{word} {verdicts[word]}" for word in ("right", "wrong", "none"))
+    lines.append(f"diagnosis {counts} of {len(reports)} bugs")
     if naive:
         lines.append(f"naive test: finds {sum(row['naive'] for row in rows)} of {len(rows)}")
     return lines

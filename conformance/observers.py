@@ -197,10 +197,12 @@ def _grouped(case: Case, replies: Sequence[Reply]) -> Groups:
 def _observation(reply: Reply) -> Observation:
     """A rank's reply as an observation; whatever the pool knows of a lost rank goes with it."""
     known: Mapping[str, Any] = {"fate": reply.fate, "entered": reply.entered, "stack": reply.stack}
+    end = f"{reply.exit}\n{reply.output}".strip()
     if reply.payload is not None:
-        return replace(decode(reply.payload)[0], **known)
-    raised = Raised(("Exception",), _last_line(reply.stack), reply.stack) if reply.fate == "raised" else None
-    return Observation(reply.rank, raised=raised, exit=f"{reply.exit}\n{reply.output}".strip(), **known)
+        return replace(decode(reply.payload)[0], exit=end, **known)
+    name, _, text = _last_line(reply.stack).partition(": ")
+    raised = Raised((name, "BaseException"), text, reply.stack) if reply.fate == "raised" else None
+    return Observation(reply.rank, raised=raised, exit=end, **known)
 
 
 def _last_line(text: str) -> str:

@@ -108,8 +108,8 @@ class Observation:
         fate: returned; raised (an exception of its own); died (the process ended); hung (did not answer in time);
             victim (was stopped because another rank had failed).
         declined: the adapter's reason for not running this case; then there are no steps.
-        entered: a lost rank's log of the collectives that it had entered.
-        stack: where a lost rank stood; `exit`: how its process ended.
+        entered: where any rank was lost, the lines in which this one announced its collectives.
+        stack: where a lost rank stood; `exit`: one line on how its process ended, if it did, then what it printed last.
     """
 
     rank: int

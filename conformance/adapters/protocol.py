@@ -26,7 +26,8 @@ class Group:
         handle: the framework's process group; None for a controller.
         device: the framework's device.
         global_rank: in the world.
-        announce: to be called with one line before this rank enters a collective, for reports of lost ranks.
+        announce: to be called with one line before this rank enters a collective, for reports of lost ranks; what more
+            it may be told stands in `spec.clauses.progress`.
     """
 
     rank: int

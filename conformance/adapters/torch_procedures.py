@@ -16,7 +16,6 @@ from conformance.adapters.torch_compile import Compiled, unwatched
 from conformance.adapters.torch_lifecycle import as_raised, init, refuse, state_dict
 from conformance.adapters.torch_run import Run, as_tensor, owner
 from conformance.adapters.torch_session import TorchSession
-from conformance.adapters.watch import CollectiveLog
 from spec import Case, Inputs, Observation, Step, inputs
 from spec.contract import needs_gradient
 
@@ -79,7 +78,7 @@ def pipeline(session: TorchSession, case: Case, group: int) -> Steps:
     alone = once(session, case, group)[0]
     data = [inputs(case, group, number) for number in range(2)]
     built = session.build(case, data[0])
-    both = [session.start(case, d, built, log=CollectiveLog(session.group.announce)) for d in data]
+    both = [session.start(case, d, built, log=session.log.another()) for d in data]
     for run in both:
         run.forward()
     both[0].backward()
@@ -104,7 +103,7 @@ def interleave(session: TorchSession, case: Case, group: int) -> Steps:
     both: list[Run] = []
     for number in range(2):
         data = inputs(case, group, number)
-        both.append(session.start(case, data, session.build(case, data), log=CollectiveLog(session.group.announce)))
+        both.append(session.start(case, data, session.build(case, data), log=session.log.another()))
     alone = once(session, case, group)[0]
     for run in both:
         run.forward()

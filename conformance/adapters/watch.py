@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conformance.adapters.progress import Progress
 from spec import Array, Collective
 
 KINDS = {
@@ -71,13 +73,17 @@ class CollectiveLog(TorchDispatchMode):
         delay: seconds to wait before entering each collective.
     """
 
-    def __init__(self, announce: Callable[[str], None]) -> None:
+    def __init__(self, announce: Callable[[str], None] | Progress) -> None:
         super().__init__()
         self.entries: list[Collective] = []
         self.phase = "forward"
         self.delay = 0.0
-        self._announce = announce
-        self._count = 0
+        self._progress = announce if isinstance(announce, Progress) else Progress(announce)
+        self._waits = ExitStack()
+
+    def another(self) -> CollectiveLog:
+        """A log for another run of the same case, whose announcements are numbered on."""
+        return CollectiveLog(self._progress)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -90,23 +96,35 @@ class CollectiveLog(TorchDispatchMode):
         taken, self.entries = tuple(self.entries), []
         return taken
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace in _NAMESPACES:
-            name = func.overloadpacket.__name__
-            kind = KINDS.get(name)
-            if kind is not None:
-                self._enter(kind, name, args)
-        return func(*args, **(kwargs or {}))
+    def __enter__(self) -> Any:
+        self._waits.enter_context(self._progress.watching_waits())
+        return super().__enter__()
 
-    def _enter(self, kind: str, name: str, args: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._progress.look()
+        self._waits.close()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._progress.look()
+        name = func.overloadpacket.__name__ if func.namespace in _NAMESPACES else ""
+        kind = KINDS.get(name)
+        if kind is None:
+            return func(*args, **(kwargs or {}))
+        number = self._enter(kind, name, args)
+        result = func(*args, **(kwargs or {}))
+        self._progress.hold(number, result)
+        return result
+
+    def _enter(self, kind: str, name: str, args: Any) -> int:
         tensors = list(_tensors(args[1 if name in _OUTPUT_FIRST else 0]))
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         dtype = name_of(tensors[0].dtype) if tensors else ""
-        self._count += 1
         self.entries.append(Collective(kind, size, dtype, self.phase, _ranks(args)))
-        self._announce(f"#{self._count} {kind} {size} B {dtype}")
+        number = self._progress.enter(f"{kind} {size} B {dtype}")
         if self.delay:
             time.sleep(self.delay)
+        return number
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -5,10 +5,11 @@ It is a clean exec, so it is safe although the worker has imported jax, and noth
 stuck in a collective leaves all of them behind when the worker is killed; its socket stays on disk then; and children
 import the worker's `__main__` again (the pytest script).
 
-The rules: a request is one byte and some descriptors: where the process id and later the exit status go to, then what
-`rank.main` takes. Requests come over a socket pair that has no name and no other user. When the worker has ended,
-however it did, that socket is at its end, and the server kills all ranks and ends. When the server is killed, the
-kernel kills them.
+The rules: a request is a module that the rank will need, as one byte for the length of its name and the name, and some
+descriptors: where the process id and later the exit status go to, then what `rank.main` takes. The module is imported
+here, once for all ranks; if it cannot be, they will say why. Requests come over a socket pair that has no name and no
+other user. When the worker has ended, however it did, that socket is at its end, and the server kills all ranks and
+ends. When the server is killed, the kernel kills them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from contextlib import suppress
 from conformance.ranks import host, rank
 
 PRELOAD = ("numpy", "numpy.random", "json", "hashlib", "torch", "torch.distributed", "torch.utils._python_dispatch")
+# The first backward of a process imports this, in a second; it is not public, so another torch may do without it.
+_FOR_BACKWARD = "torch.fx.experimental.symbolic_shapes"
 _MOST_DESCRIPTORS = 8
 STATUS = struct.Struct("<i")  # the process id, or the exit code as subprocess gives it: minus the signal that killed it
 
@@ -34,6 +37,8 @@ def main(requests_fd: int) -> None:
     """The life of the server."""
     for name in PRELOAD:
         importlib.import_module(name)
+    with suppress(ImportError):
+        importlib.import_module(_FOR_BACKWARD)
     gc.freeze()  # or the collector of each rank would copy all pages by writing to them
     _Server(socket.socket(fileno=requests_fd)).serve()
 
@@ -41,6 +46,7 @@ def main(requests_fd: int) -> None:
 class _Server:
     def __init__(self, requests: socket.socket) -> None:
         self._requests = requests
+        self._prepared: set[str] = set()
         self._statuses: dict[int, int] = {}  # of each living rank: process id -> where its exit status goes
         self._woken, waker = socket.socketpair()
         for end in (self._woken, waker):
@@ -61,9 +67,12 @@ class _Server:
                 os.kill(pid, signal.SIGKILL)
 
     def _on_request(self) -> bool:
-        request, fds, _, _ = socket.recv_fds(self._requests, 1, _MOST_DESCRIPTORS)
-        if not request:
+        length, fds, _, _ = socket.recv_fds(self._requests, 1, _MOST_DESCRIPTORS)
+        if not length:
             return False
+        name = self._requests.recv(length[0], socket.MSG_WAITALL).decode() if length[0] else ""
+        if name and name not in self._prepared:
+            self._prepare(name)
         status, *wires = fds
         server = os.getpid()
         pid = os.fork()
@@ -74,6 +83,12 @@ class _Server:
         self._statuses[pid] = status
         _report(status, pid)
         return True
+
+    def _prepare(self, name: str) -> None:
+        self._prepared.add(name)
+        with suppress(BaseException):
+            importlib.import_module(name)
+            gc.freeze()
 
     def _become_rank(self, server: int, status: int, wires: list[int]) -> None:
         """Never returns, and lets no exception out into the server's loop."""

@@ -63,7 +63,7 @@ class RankGroup:
             with host.rendezvous() as meeting:
                 with host.interrupts_held():  # no rank between started and known
                     for r in range(setup.world):
-                        group._add(start_rank(r, meeting))
+                        group._add(start_rank(r, meeting, setup.handler))
                 for member in group._members:
                     group._send(member, rank.welcome(setup, member.rank, meeting))
                 replies = group._finish_command(group._collect(deadline))

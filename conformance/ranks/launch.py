@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from conformance.ranks import host
@@ -27,6 +28,7 @@ sys.path[:] = sys.argv[2:]
 from conformance.ranks.forkserver import main
 main(int(sys.argv[1]))
 """
+_OWN_PACKAGE = __name__.partition(".")[0] + "."
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -56,7 +58,8 @@ class RankProcess:
 
     def signal(self, number: int) -> None:
         if self.wait(0) is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it may have ended and the server not yet said so
+                os.kill(self.pid, number)
 
     def _readable(self, seconds: float) -> bool:
         poll = select.poll()  # unlike select.select it takes descriptors above 1023
@@ -148,8 +151,8 @@ start_fork_server = _server.start
 atexit.register(_server.stop)
 
 
-def start_rank(r: int, meeting: host.Meeting) -> Member:
-    """Starts a process that will be rank r. It waits for the frame that says so."""
+def start_rank(r: int, meeting: host.Meeting, handler: str) -> Member:
+    """Starts a process that will be rank r with this handler. It waits for the frame that says so."""
     requests = _server.start()
     near, far = socket.socketpair()
     output, printed = os.pipe()
@@ -159,7 +162,7 @@ def start_rank(r: int, meeting: host.Meeting) -> Member:
     member = Member(r, RankProcess(sentinel), Channel(near, blocking=False), output, trail, stacks)
     wires = [status, far.fileno(), printed, trail, stacks] + ([meeting] if isinstance(meeting, int) else [])
     try:
-        socket.send_fds(requests, [b"f"], wires)
+        socket.send_fds(requests, [_to_prepare(handler)], wires)
     finally:
         far.close()
         os.close(printed)
@@ -170,3 +173,9 @@ def start_rank(r: int, meeting: host.Meeting) -> Member:
         member.release()
         raise
     return member
+
+
+def _to_prepare(handler: str) -> bytes:
+    """The module that the server imports before it forks: only of this package, which is the same on any sys.path."""
+    name = handler.partition(":")[0].encode() if handler.startswith(_OWN_PACKAGE) else b""
+    return bytes([len(name)]) + name

@@ -1,4 +1,4 @@
-"""The trail of a command: which command a rank has begun, and a line for each collective it was about to enter.
+"""The trail of a command: which command a rank has begun, and its lines about the collectives that it enters.
 
 The rank writes it into a file without a name that it shares with the worker; the worker looks only when there is
 trouble. A file can neither fill up and block the rank, as a pipe can, nor be lost with a killed process. Each write is

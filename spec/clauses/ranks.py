@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from spec.case import Case
+from spec.clauses.progress import Progress, diverged, parting, progress, table_of_collectives
 from spec.observation import Observation
 from spec.register import Violation, clause
 from spec.truth import Truth
+
+__all__ = ["is_communication_error", "table_of_collectives"]
 
 # A peer that was lost makes the others' collectives fail; such an error is never the cause.
 COMMUNICATION = (
@@ -35,24 +38,6 @@ def _always(case: Case) -> bool:
     return True
 
 
-def _diverged(seen: Sequence[Observation]) -> bool:
-    """Whether the ranks' logs are no prefixes of one sequence."""
-    logs = [observation.entered for observation in seen if observation.entered]
-    return any(a[i] != b[i] for a in logs for b in logs for i in range(min(len(a), len(b))))
-
-
-def table_of_collectives(seen: Sequence[Observation]) -> str:
-    """Who had entered what, one line per rank, ending where the ranks part."""
-    lines: list[str] = []
-    longest = max((len(observation.entered) for observation in seen), default=0)
-    for observation in seen:
-        count = len(observation.entered)
-        last = f"entered {observation.entered[-1]}" if count else "entered no collective"
-        absent = f", never joined #{count + 1}" if count < longest else ""
-        lines.append(f"rank {observation.rank} {observation.fate}: {last}{absent}")
-    return "\n".join(lines)
-
-
 @clause(
     "ranks.no-exception",
     "No rank raises",
@@ -61,22 +46,21 @@ def table_of_collectives(seen: Sequence[Observation]) -> str:
     origin="Wenyueh/MinivLLM#13, NVIDIA/TransformerEngine#373, NVIDIA/Megatron-LM#548, modelscope/ms-swift#9790",
 )
 def no_exception(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    if _diverged(seen):
+    if diverged(list(map(progress, seen))):
         return
     own = [s for s in seen if s.raised and not is_communication_error(s)]
     others = [
         s for s in seen if s.raised and is_communication_error(s) and all(t.fate not in ("died", "hung") for t in seen)
     ]
     for observation in own or others:
-        raised = observation.raised
-        assert raised is not None
-        yield Violation(
-            observation.rank,
-            "",
-            f"raised {_first_line(str(raised))}",
-            "no exception",
-            raised.traceback or observation.stack,
-        )
+        advice = _TRANSPORT if not own else _ALIKE if len(own) == len(seen) else _ALONE
+        what = f"raised {_first_line(str(observation.raised))}"
+        yield Violation(observation.rank, "", what, "no exception: the case's arguments are valid", advice)
+
+
+_ALIKE = "one on every rank; if it refuses what it does not support, let its adapter decline such cases"
+_ALONE = "one that not every rank raises; the others wait for this rank, or go on without it"
+_TRANSPORT = "the transport failed, and no rank is known to have failed first; see its settings and what it printed"
 
 
 @clause(
@@ -87,9 +71,21 @@ def no_exception(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     origin="turboderp-org/exllamav3#302",
 )
 def alive(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    if diverged(list(map(progress, seen))):
+        return
     for observation in seen:
-        if observation.fate == "died" and not _diverged(seen):
-            yield Violation(observation.rank, "", f"died: {observation.exit}", "a rank that returns", observation.stack)
+        if observation.fate == "died":
+            end = _first_line(observation.exit)
+            advice = next((text for words, text in _ENDS if any(word in end for word in words)), "")
+            yield Violation(observation.rank, "", f"died: {end}", "a rank that returns", advice)
+
+
+_ENDS = (
+    (("SIGKILL",), "killed from outside: by the kernel if memory ran out, which its log says (dmesg), or by somebody"),
+    (("SIGABRT",), "native code gave up, as it does over a C++ exception; what the rank printed last may name it"),
+    (("SIG",), "native code crashed; where the rank stood and what it printed last may say which"),
+    (("exit code",), "something ended the process by itself, such as os._exit or native code's exit"),
+)
 
 
 @clause(
@@ -101,11 +97,14 @@ def alive(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Vio
 )
 def same_collectives(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
     if any(s.fate != "returned" or s.raised for s in seen):
+        ranks = [progress(s) for s in seen]
         blamed = any(s.fate == "died" or (s.raised and not is_communication_error(s)) for s in seen)
-        if _diverged(seen) or (not blamed and len({len(s.entered) for s in seen}) > 1):
-            yield Violation(
-                None, "", "the ranks' collectives part", "one sequence on all ranks", table_of_collectives(seen)
-            )
+        number = parting(ranks)
+        # Where nobody hangs or raises, ranks were stopped at different points because of a rank of another group.
+        stopped = all(s.fate in ("returned", "victim") for s in seen)
+        if number and (diverged(ranks) or not (blamed or stopped)):
+            told = "\n".join(f"rank {rank.rank} {rank.did_at(number)}" for rank in ranks)
+            yield Violation(None, "", f"the ranks part at collective #{number}", "one sequence on all ranks", told)
         return
     for name in seen[0].steps:
         logs = {s.rank: s.steps[name].collectives for s in seen if name in s.steps}
@@ -130,7 +129,19 @@ def same_collectives(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
     origin="huggingface/transformers#48569, sgl-project/sglang#33289",
 )
 def finish(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for observation in seen:
-        if observation.fate == "hung":
-            where = f"after {observation.entered[-1]}" if observation.entered else "before any collective"
-            yield Violation(observation.rank, "", f"did not finish, {where}", "a rank that returns")
+    ranks = [progress(s) for s in seen]
+    for rank in ranks:
+        if rank.fate == "hung":
+            what = f"did not finish: it {rank.came_to()}"
+            yield Violation(rank.rank, "", what, "a rank that returns", _waits_for(rank, ranks))
+
+
+def _waits_for(rank: Progress, ranks: Sequence[Progress]) -> str:
+    """What keeps a rank that hangs, and so where to look next."""
+    number = rank.stands_in
+    if not number:
+        return "not known to wait for a collective; its stack says where it is"
+    elsewhere = [other for other in ranks if other.entered.get(number) != rank.entered[number]]
+    if not elsewhere:
+        return f"every rank entered #{number} alike; look at the group it runs in, and at the transport"
+    return "it waits for " + ", and ".join(f"rank {other.rank}, which {other.did_at(number)}" for other in elsewhere)

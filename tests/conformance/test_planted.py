@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from conformance import suite as suite_module
 from conformance.items import items
 from conformance.observers import Options
+from conformance.report import failure
 from conformance.suite import Suite
 from conformance.test_conformance import examine
 from spec import Case, ContractViolation
@@ -73,6 +74,8 @@ WRONG = [
         rows=512,
         width=96,
     ),
+    Bug("precision.py:DividesBeforeReduction", "precision-row-P2-float16", "row.forward.value", width=64),
+    Bug("precision.py:DividesBeforeReduction", "precision-reduce-P2-float16", "reduce.forward"),
 ]
 LOST = [
     Bug("lost_ranks.py:Raises", "run-row-P2-float32", "ranks.no-exception"),
@@ -160,6 +163,8 @@ def test_a_lost_rank_is_named(bug: Bug) -> None:
 
     assert "rank 0 victim: entered #1 all-reduce 4 B float32" in text or "rank 0 raised: entered #1" in text
     assert "entered no collective, never joined #1" in text
+    assert ("printed last\n             not enough memory for Row" in text) == ("Raises" in bug.impl)
+    assert text.count('lost_ranks.py", line') == (2 if "Raises" in bug.impl else 1), "every rank's stack, once"
 
 
 def test_ranks_that_part_do_not_spoil_the_cases_after() -> None:
@@ -181,10 +186,26 @@ def test_ranks_that_part_are_named_with_where_each_stands(bug: Bug, monkeypatch:
     monkeypatch.setattr(suite_module, "DEADLINE", 1.0)
     text = check_report(bug, found(bug, examples=1, shrink=False))
 
-    assert "rank 0 hung: entered #1 all-reduce 4 B float32" in text
+    assert "rank 0 hung: entered #1 all-reduce 4 B float32, and waits in it" in text
     other = "rank 1 hung: entered #1 all-reduce 8 B" if "AnotherSize" in bug.impl else "rank 1 returned: entered no"
     assert other in text
     assert 'lost_ranks.py", line' in text, "the stack of the rank that hangs"
+
+
+def test_a_rank_that_is_stuck_elsewhere_is_told_from_those_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the sum that it finished and the next that it never joined."""
+    monkeypatch.setattr(suite_module, "DEADLINE", 1.0)
+    suite = Suite(Options(str(PLANTED / "lost_ranks.py:SleepsAfterwards")))
+    verdict = suite.examine(Case.parse("row P=2 batch=1 in=2 out=1 float32 world=4 procedure=twice seed=0"))
+    suite.close()
+
+    text = failure(suite.options, verdict, verdict.findings[2:])
+    assert [finding.group for finding in verdict.findings] == [0, 0, 1, 1]
+    assert "all ranks entered #1 all-reduce 4 B float32; they part at #2" in text
+    assert "rank 0 (global 2) hung: entered #2 all-reduce 4 B float32, and waits in it" in text
+    assert "rank 1 (global 3) hung: finished #1 all-reduce 4 B float32, never joined #2" in text
+    stuck = text.partition("  rank 1 (global 3) did not finish\n")[2].splitlines()[0]
+    assert stuck.endswith("in sum_and_sleep")
 
 
 def test_ranks_that_part_are_named_though_it_kills_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,34 @@ from torch import Tensor
 from conformance.adapters.protocol import Group
 from conformance.adapters.pytorch import Layer
 from conformance.adapters.torch_tp import TorchTp
+from spec import Case
 from torch_tp import collectives
 from torch_tp.collectives import all_reduce
+
+
+def _raise() -> None:
+    raise MemoryError("no room for the buffer")
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+# What a seed asks of rank 1; "" is innocent. Exceptions cost the others' grace twice, so there are few.
+MOODS = (
+    *("", "die", "sleep", "exit", "raise", "stay away", "crash", "die", "spin", "exit", "sleep"),
+    *("", "die", "sleep", "exit", "leave", "stay away", "crash", "die", "spin", "exit", "crash"),
+)
+LOSSES: dict[str, Callable[[], Any]] = {
+    "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "sleep": lambda: time.sleep(600),
+    "spin": _spin,
+    "raise": _raise,
+    "exit": lambda: os._exit(3),
+    "leave": lambda: sys.exit(3),
+    "crash": lambda: ctypes.string_at(0),
+}
 
 
 class Raises(TorchTp):
@@ -24,6 +54,7 @@ class Raises(TorchTp):
     def set_up(self, group: Group) -> None:
         def sum_or_raise(buffer: Tensor, group: Any, what: str) -> Tensor:
             if group.rank == 1:
+                print("not enough memory for", what)
                 raise MemoryError("no room for the buffer")
             return all_reduce(buffer, group, what)
 
@@ -52,6 +83,19 @@ class StaysAway(TorchTp):
         collectives.all_reduce = sum_or_not
 
 
+class SleepsAfterwards(TorchTp):
+    """Rank 1 never comes back from work of its own after a sum, and the others wait in the next one."""
+
+    def set_up(self, group: Group) -> None:
+        def sum_and_sleep(buffer: Tensor, group: Any, what: str) -> Tensor:
+            total = all_reduce(buffer, group, what)
+            if group.rank == 1:
+                time.sleep(600)
+            return total
+
+        collectives.all_reduce = sum_and_sleep
+
+
 class StaysAwayWhenEmpty(TorchTp):
     """Rank 1 leaves out the sum of an empty batch, which nobody misses until the next: sgl-project/sglang#33289."""
 
@@ -72,6 +116,28 @@ class AnotherSize(TorchTp):
             return all_reduce(mine, group, what)[: len(buffer)]
 
         collectives.all_reduce = sum_of_another
+
+
+class LosesAsAsked(TorchTp):
+    """What rank 1 does around its sums depends on the case's seed; some seeds lose no rank."""
+
+    mood = ""
+
+    def unsupported(self, case: Case) -> str:
+        self.mood = MOODS[case.seed % len(MOODS)]
+        return ""
+
+    def set_up(self, group: Group) -> None:
+        def sum_or_lose(buffer: Tensor, group: Any, what: str) -> Tensor:
+            if group.rank != 1:
+                return all_reduce(buffer, group, what)
+            if self.mood == "stay away":
+                return buffer
+            if self.mood in LOSSES:
+                LOSSES[self.mood]()
+            return all_reduce(buffer, group, what)
+
+        collectives.all_reduce = sum_or_lose
 
 
 class DiesOnce(TorchTp):

@@ -100,6 +100,10 @@ class Worker:
     def files_left(self) -> list[Path]:
         return list(self.temp.rglob("*"))
 
+    def files_of_ours(self) -> list[Path]:
+        """Without the folders of pytest, which keeps them on purpose."""
+        return [path for path in self.temp.iterdir() if not path.name.startswith("pytest-of-")]
+
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:

@@ -125,6 +125,22 @@ def test_a_worker_that_forgets_to_close(worker):
     assert program.files_left() == []
 
 
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "with workers"])
+def test_a_run_of_the_suite_that_is_asked_to_end(worker, tmp_path, workers):
+    """It removes the folder for what compilers keep before it ends."""
+    suite = str(Path(HERE).parents[1] / "conformance")
+    program = worker("-m", "pytest", suite, "-k", "P2-float32", "-p", "no:cacheprovider", *workers, cwd=tmp_path)
+    program.wait_for("ranks: world sizes 1, 2, 4, backend gloo, device cpu")
+    time.sleep(2)
+    before = program.files_of_ours()
+    program.process.send_signal(signal.SIGTERM)
+    program.process.communicate(timeout=60)
+
+    assert program.process.returncode == -signal.SIGTERM
+    assert program.left() == set()
+    assert (len(before), program.files_of_ours()) == (1, [])
+
+
 def test_ranks_end_with_a_killed_fork_server(start):
     """The one process that could end them is gone; the kernel does it, and the next group has a new server."""
     group = start(2)

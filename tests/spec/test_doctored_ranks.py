@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from doctoring import Change, Doctored, bits, clean, collectives, facts, fate, fields, one_ulp_off, output, raised
 
-from spec import REGISTER, Collective, Observation, Truth, judge
+from spec import REGISTER, Collective, Observation, Truth, Violation, judge
 
 ROW = "row P=2 batch=3 in=4 out=4 float32 bias values=small seed=31"
 COLUMN = "column P=2 batch=3 in=4 out=4 float32 bias values=small seed=32"
@@ -158,11 +158,91 @@ def test_ranks_that_part_and_then_wait_are_named_by_their_logs() -> None:
     assert expected == lost(one, two)
 
 
-def test_the_table_of_collectives_shows_who_never_came() -> None:
-    seen = (Observation(0, fate="hung", entered=("all-reduce 48 B",)), Observation(1, fate="hung"))
-    (violation,) = REGISTER["ranks.same-collectives"].check(clean(ROW).case, Truth(()), seen)
-    expected = "rank 0 hung: entered all-reduce 48 B\nrank 1 hung: entered no collective, never joined #1"
-    assert expected == violation.got
+def said(clause: str, *observations: Observation) -> list[Violation]:
+    """The reasons that one clause gives."""
+    return list(REGISTER[clause].check(clean(ROW).case, Truth(()), observations))
+
+
+def test_ranks_that_part_are_told_apart_at_the_first_collective_that_differs() -> None:
+    """What they had in common is not repeated."""
+    both = ("#1 all-reduce 64 B float32", "#1 waits", "#1 finished")
+    one = Observation(0, fate="hung", entered=(*both, "#2 all-reduce 4 B float32", "#2 waits"))
+    (violation,) = said("ranks.same-collectives", one, Observation(1, fate="hung", entered=both))
+    assert violation.what == "the ranks part at collective #2"
+    assert violation.got.splitlines() == [
+        "rank 0 entered #2 all-reduce 4 B float32, and waits in it",
+        "rank 1 finished #1 all-reduce 64 B float32, never joined #2",
+    ]
+
+
+def test_ranks_that_another_group_s_loss_has_stopped_have_not_parted() -> None:
+    """They were at work, one of them further than the other."""
+    one = Observation(0, fate="victim", entered=("#1 all-reduce 48 B float32", "#1 waits"))
+    assert lost(one, Observation(1, fate="victim")) == []
+
+
+@pytest.mark.parametrize(
+    ("exit_", "what", "advice"),
+    [
+        ("killed by signal 9 (SIGKILL)\nits last words", "died: killed by signal 9 (SIGKILL)", "memory ran out"),
+        ("killed by signal 11 (SIGSEGV)", "died: killed by signal 11 (SIGSEGV)", "native code crashed"),
+        ("killed by signal 6 (SIGABRT)", "died: killed by signal 6 (SIGABRT)", "native code gave up"),
+        ("exit code 3", "died: exit code 3", "ended the process by itself"),
+        ("closed its connection without ending", "died: closed its connection without ending", ""),
+    ],
+)
+def test_a_death_says_where_to_look(exit_: str, what: str, advice: str) -> None:
+    (violation,) = said("ranks.alive", Observation(0), Observation(1, fate="died", exit=exit_))
+    assert violation.what == what
+    assert advice in violation.got
+    assert bool(advice) == bool(violation.got)
+
+
+def test_an_exception_says_whether_all_ranks_raise() -> None:
+    own = Observation(0, fate="raised", raised=raised("ValueError", "no"))
+    (alone,) = said("ranks.no-exception", own, Observation(1, fate="victim"))
+    alike = said("ranks.no-exception", own, replace(own, rank=1))
+    transport = said("ranks.no-exception", *(LOST(clean(ROW), seen) for seen in clean(ROW).seen))
+    assert alone.what == "raised ValueError: no"
+    assert "not every rank raises" in alone.got
+    assert ["let its adapter decline" in violation.got for violation in alike] == [True, True]
+    assert ["the transport failed" in violation.got for violation in transport] == [True, True]
+
+
+def hung(rank: int, *entered: str) -> Observation:
+    return Observation(rank, fate="hung", entered=entered)
+
+
+@pytest.mark.parametrize(
+    ("seen", "what", "advice"),
+    [
+        (
+            (hung(0, "#1 a", "#1 waits"), Observation(1)),
+            "did not finish: it waits in #1 a",
+            "it waits for rank 1, which entered no collective, never joined #1",
+        ),
+        (
+            (hung(0, "#1 a", "#1 waits"), hung(1, "#1 b", "#1 waits")),
+            "did not finish: it waits in #1 a",
+            "it waits for rank 1, which entered #1 b, and waits in it",
+        ),
+        (
+            (hung(0, "#1 a", "#1 waits"), hung(1, "#1 a", "#1 waits")),
+            "did not finish: it waits in #1 a",
+            "every rank entered #1 alike; look at the group it runs in, and at the transport",
+        ),
+        (
+            (hung(0, "#1 a", "#1 waits", "#1 finished"), Observation(1)),
+            "did not finish: it finished #1 a",
+            "not known to wait for a collective; its stack says where it is",
+        ),
+        ((hung(0), Observation(1)), "did not finish: it entered no collective", "not known to wait"),
+    ],
+)
+def test_a_hang_says_for_whom_the_rank_waits(seen: tuple[Observation, ...], what: str, advice: str) -> None:
+    violation = said("ranks.finish", *seen)[0]
+    assert violation.what == what
+    assert violation.got.startswith(advice)
 
 
 def test_where_a_rank_is_lost_its_values_are_not_judged() -> None:

@@ -18,6 +18,7 @@ from spec.vocabulary import (
     AUTOCAST,
     COMPOSED,
     DTYPES,
+    EXACT,
     FUNCTIONS,
     GROUPS,
     LAYERS,
@@ -32,6 +33,7 @@ __all__ = [
     "AUTOCAST",
     "COMPOSED",
     "DTYPES",
+    "EXACT",
     "FUNCTIONS",
     "GROUPS",
     "LAYERS",
@@ -187,8 +189,17 @@ def _reason_against_flags(case: Case) -> str:
         return "gather_output and skip_bias_add with a bias would return a sharded bias with a whole output"
     if case.bias and not case.reduce_output and not case.skip_bias_add:
         return "reduce_output=False with a bias needs skip_bias_add: a partial output has no place for it"
+    return _reason_against_values(case)
+
+
+def _reason_against_values(case: Case) -> str:
     if case.layer == "pair" and case.values not in ("exact", "small"):
         return f"a pair has no bound for values={case.values}; it has exact and small values"
+    if case.values == "subnormal" and (case.dtype != "float16" or case.autocast):
+        return (
+            "values=subnormal needs float16 without autocast: float32, in which float16 is accumulated, holds its"
+            " subnormals as ordinary numbers, while those of the other dtypes are flushed to zero by some hardware"
+        )
     return ""
 
 

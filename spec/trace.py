@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spec.bounds import bound
-from spec.case import Case
-from spec.clauses.compare import EXACT, expected_gradients, has_values
+from spec.case import EXACT, Case
+from spec.clauses.compare import expected_gradients, has_values
 from spec.contract import Budget, agreement, needs_gradient, runs_backward
 from spec.placements import Edge, Partial, Placement, Replicated, Sharded, local, unshard
 from spec.values import Inputs, inputs, runs
@@ -288,17 +288,20 @@ def _remarks(case: Case) -> list[str]:
     return remarks
 
 
+def _wide(case: Case) -> Case:
+    return replace(case, dtype="float64", autocast="") if case.linear else replace(case, dtype="float64")
+
+
 def verdict(case: Case, traces: Sequence[Trace]) -> str:
     """One sentence: whether the JAX reference, which never shards, gives the same values."""
     try:
         from spec.reference import truth
     except ModuleNotFoundError as error:
         return f"not asked, {error.name} is not installed"
-    wide = replace(case, dtype="float64", autocast="") if case.linear else replace(case, dtype="float64")
     for one, true in zip(traces, truth(case).runs, strict=True):
         for name, value in one.results.items():
             expected = true.output if name == "output" else true.gradients[name]
-            limit = 0.0 if case.values in EXACT else bound(wide, name, true.magnitudes[name])
+            limit = 0.0 if case.values in EXACT else bound(_wide(case), name, true.magnitudes[name])
             if value.shape != expected.shape or not (np.abs(value - expected) <= limit).all():
                 return f"DIFFERENT {name}, which is a fault of this program: {expected.tolist()}"
     return "the same output and gradients from one device, unsharded"

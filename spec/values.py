@@ -3,6 +3,10 @@
 Everything that a linear layer computes is a polynomial of degree two in its inputs. With nonzero integers small enough
 that no sum of the case leaves the integers which its dtype represents, the order of summation cannot matter, and the
 check is equality (Megatron-LM tests/unit_tests/tensor_parallel/test_layers.py uses the same idea once).
+
+Subnormal values are the same integers times the smallest subnormal of float16, 2^-24, in one factor of every product:
+fixed point, in which sums are as exact as those of integers while no quotient is. An implementation that divides by P
+before a reduction and multiplies afterwards passes with any power of two on other values; here it rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from math import isqrt
 
 import numpy as np
 
-from spec.case import Case
+from spec.case import EXACT, Case
 from spec.contract import agreement
 from spec.numerics import FORMATS, round_to
 from spec.placements import Floats, Partial, Placement
@@ -81,6 +85,16 @@ def _largest_of_pair(terms: int, limit: int) -> int:
     return largest
 
 
+def unit(case: Case, name: str) -> float:
+    """What the numbers drawn for a tensor are multiples of: 1, or for subnormal values the smallest subnormal.
+
+    A linear layer's parameters have it, and so have Y and dX; x and g are plain integers, and so are dW and db. A
+    function's tensors all have it.
+    """
+    scaled = ("weight", "bias") if case.has_parameters else ("x", "g")
+    return FORMATS[case.compute_dtype].tiny if case.values == "subnormal" and name in scaled else 1.0
+
+
 def inputs(case: Case, group: int = 0, run: int = 0) -> Inputs:
     """The tensors of one run of a case in one of its groups.
 
@@ -89,15 +103,15 @@ def inputs(case: Case, group: int = 0, run: int = 0) -> Inputs:
     """
     terms = agreement(case)
     draws = _Draws(case, f"{case.text}|group {group}|run {run}")
-    x = draws.placed(terms.input.value, terms.input_shape, case.x)
-    g = draws.placed(terms.output.gradient, terms.output_shape, case.g)
+    x = draws.placed(terms.input.value, terms.input_shape, case.x) * unit(case, "x")
+    g = draws.placed(terms.output.gradient, terms.output_shape, case.g) * unit(case, "g")
     if not case.has_parameters:
         return Inputs(x, None, None, g)
     if run and case.procedure not in ("interleave", "update"):
         return replace(inputs(case, group, 0), x=x, g=g)
     middle = case.hidden_features or case.out_features
-    weight = draws.tensor((middle, case.in_features))
-    bias = draws.tensor((middle,)) if case.bias else None
+    weight = draws.tensor((middle, case.in_features)) * unit(case, "weight")
+    bias = draws.tensor((middle,)) * unit(case, "bias") if case.bias else None
     if case.layer == "pair":
         bias2 = draws.tensor((case.out_features,)) if case.bias else None
         return Inputs(x, weight, bias, g, draws.tensor((case.out_features, middle)), bias2)
@@ -119,8 +133,8 @@ class _Draws:
         self._generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
         self._kind, self._dtype, self._P = case.values, case.compute_dtype, case.P
         self._amplitude = 0
-        if case.values in ("exact", "small"):
-            self._amplitude = amplitude(case) if case.values == "exact" else min(3, amplitude(case))
+        if case.values in EXACT:
+            self._amplitude = min(3, amplitude(case)) if case.values == "small" else amplitude(case)
 
     def placed(self, placement: Placement, shape: tuple[int, ...], layout: str) -> Floats:
         """A whole tensor, or the stacked terms of a partial one, no two of which are equal."""

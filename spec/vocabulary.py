@@ -9,7 +9,9 @@ LAYERS: Final = LINEAR + COMPOSED + FUNCTIONS
 DTYPES: Final = ("float32", "float64", "bfloat16", "float16")
 AUTOCAST: Final = ("", "bfloat16", "float16")
 LAYOUTS: Final = ("contiguous", "transposed", "strided", "expanded", "offset")
-VALUES: Final = ("exact", "small", "gaussian", "positive", "cancel")
+VALUES: Final = ("exact", "small", "gaussian", "positive", "cancel", "subnormal")
+# The kinds of which no sum rounds, in any order: what is computed of them must equal the truth.
+EXACT: Final = frozenset({"exact", "small", "subnormal"})
 GROUPS: Final = ("neighbouring", "interleaved")
 
 PROCEDURES: Final = {

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from spec.case import WITHOUT_VALUES, Case
+from spec.case import EXACT, WITHOUT_VALUES, Case
 from spec.contract import agreement, needs_gradient, runs_backward
 from spec.observation import Array, Observation, Step
 from spec.placements import Floats, Partial, Placement, local
 from spec.register import Violation
-
-EXACT = frozenset({"exact", "small"})
 
 
 def has_values(case: Case) -> bool:

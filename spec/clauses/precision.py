@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from spec.bounds import bound
-from spec.case import Case
+from spec.case import EXACT, Case
 from spec.clauses.compare import (
-    EXACT,
     compare,
     expected_gradients,
     expected_local,

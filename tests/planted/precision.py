@@ -50,3 +50,13 @@ class WeightGradientInBfloat16(TorchTp):
 
     def set_up(self, group: Group) -> None:
         products._weight_grad = lambda grad, x: accumulate(products._flat(grad).t(), products._flat(x))
+
+
+class DividesBeforeReduction(TorchTp):
+    """The ranks' terms are divided by P, lest their sum overflow, and it is multiplied again: pytorch/pytorch#78774."""
+
+    def set_up(self, group: Group) -> None:
+        def divided(buffer: Tensor, group: Any, what: str) -> Tensor:
+            return all_reduce(buffer / group.size, group, what) * group.size
+
+        collectives.all_reduce = divided

@@ -198,7 +198,7 @@ def test_a_bad_request_is_a_sentence(arguments: list[str], sentence: str, capsys
         ("row P=2 in=4 out=2 bais", "bias"),
         ("row P=2 in=4 out=2 sed=3", "seed"),
         ("row P=2 in=4 out=2 procedure=twise", "twice"),
-        ("row P=2 in=4 out=2 values=smal", "small"),
+        ("row P=2 in=4 out=2 values=smal", "small or subnormal"),
     ],
 )
 def test_a_misspelt_case_names_the_nearest_word(line: str, near: str, capsys: pytest.CaptureFixture[str]):

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from conformance.items import items
 from conformance.strategies import cases
 from spec import Case, Inputs, Partial, Sharded, agreement, amplitude, inputs
+from spec.case import FUNCTIONS, LINEAR
 from spec.numerics import FORMATS
 from spec.placements import Floats, local
+from spec.reference import truth
 from spec.values import longest_sum
 
 ITEMS = items()
@@ -202,3 +204,67 @@ def test_cancelling_values_nearly_cancel_between_neighbours() -> None:
     assert data.weight is not None
     terms = [np.abs(data.x[:, r : r + 2] @ data.weight[:, r : r + 2].T).sum() for r in range(0, 8, 2)]
     assert min(terms) > 8 * np.abs(data.x @ data.weight.T).sum()
+
+
+@st.composite
+def fixed_point(draw: Any) -> Case:
+    """A case of subnormal values."""
+    P, layer = draw(st.sampled_from((1, 2, 4))), draw(st.sampled_from((*LINEAR, *FUNCTIONS)))
+    sizes = {"in_features": P * draw(st.integers(1, 4))}
+    if layer in LINEAR:
+        sizes |= {"out_features": P * draw(st.integers(1, 4)), "bias": draw(st.booleans())}
+    batch = draw(st.sampled_from(((), (1,), (3,), (2, 4))))
+    return Case(layer, P, **sizes, batch=batch, dtype="float16", values="subnormal", seed=draw(st.integers(0, 999)))
+
+
+@given(fixed_point())
+def test_subnormal_values_are_multiples_of_the_smallest_in_one_factor_of_every_product(case: Case) -> None:
+    scaled = {"weight", "bias"} if case.linear else {"x", "g"}
+    for name, value in tensors(inputs(case)).items():
+        multiples = value / (2.0**-24 if name in scaled else 1)
+        assert np.array_equal(multiples, np.round(multiples))
+        assert multiples.all()
+        assert not (np.abs(multiples) > amplitude(case)).any()
+        assert np.array_equal(value, value.astype(np.float16).astype(np.float64))
+
+
+@given(fixed_point())
+def test_whatever_is_computed_of_subnormal_values_is_a_value_of_the_dtype(case: Case) -> None:
+    """So that equality can be asked, whatever the order of the sums."""
+    (run,) = truth(case).runs
+    for value in (run.output, *run.gradients.values()):
+        assert np.array_equal(value, value.astype(np.float16).astype(np.float64))
+        assert value.size == 0 or np.abs(value).max() < 2.0**-12 or np.array_equal(value, np.round(value))
+    assert run.magnitudes == {}
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_other_dtypes_have_no_subnormal_values(dtype: str) -> None:
+    reason = "values=subnormal needs float16 without autocast"
+    with pytest.raises(ValueError, match=reason):
+        Case.parse(f"reduce P=2 batch=1 in=1 {dtype} values=subnormal seed=0")
+    with pytest.raises(ValueError, match=reason):
+        Case.parse("row P=2 batch=1 in=2 out=1 float16 autocast=float16 values=subnormal seed=0")
+    with pytest.raises(ValueError, match="a pair has no bound for values=subnormal"):
+        Case.parse("pair P=2 batch=1 in=2 hidden=2 out=1 float16 values=subnormal seed=0")
+
+
+@pytest.mark.parametrize("kind", ["exact", "positive", "subnormal"])
+@pytest.mark.parametrize("P", [2, 4])
+def test_only_subnormal_values_see_a_division_before_the_sum(P: int, kind: str) -> None:
+    """A power of two divides every other value without a rounding, so the same sum comes out."""
+    for seed in range(20):
+        terms = inputs(Case("reduce", P, 8, batch=(4,), dtype="float16", values=kind, seed=seed)).x.astype(np.float16)
+        plain = divided = np.zeros_like(terms[0])
+        for term in terms:
+            plain, divided = plain + term, divided + term / np.float16(P)
+        assert np.array_equal(plain, divided * np.float16(P)) == (kind != "subnormal")
+        if kind != "positive":
+            assert np.array_equal(plain, terms.astype(np.float64).sum(0))
+
+
+def test_the_bits_of_a_line_of_subnormal_values_never_change() -> None:
+    data = tensors(inputs(Case.parse("row P=2 batch=none in=2 out=2 float16 bias values=subnormal seed=7")))
+    integers = {name: (value * (2**24 if name in ("weight", "bias") else 1)).tolist() for name, value in data.items()}
+    expected = {"x": [11.0, 5.0], "weight": [[-9.0, 13.0], [10.0, 30.0]], "bias": [-18.0, 12.0], "g": [-13.0, 24.0]}
+    assert expected == integers

@@ -84,7 +84,7 @@ def _between_ranks() -> Iterator[Item]:
         for layer in LAYERS:
             yield Item("delay", layer, P, "float32")
         for layer in ("copy", "reduce"):
-            for dtype in ("float32", "bfloat16"):
+            for dtype in ("float32", "bfloat16", "float16"):
                 yield Item("precision", layer, P, dtype)
         for layer in ("gather", "scatter"):
             yield Item("refuse", layer, P, "float32")

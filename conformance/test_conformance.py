@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.enumeration import examine_all, small_cases
 from conformance.items import Item
 from conformance.known import Deviation
 from conformance.report import raise_first
@@ -34,6 +35,12 @@ def test_conforms(item: Item, suite: Suite, data: st.DataObject) -> None:
 def test_compiles(compiled_item: Item, suite: Suite, data: st.DataObject) -> None:
     __tracebackhide__ = True
     examine(compiled_item, suite, data)
+
+
+def test_conforms_small(small_item: Item, suite: Suite) -> None:
+    """Of the profile deep alone: nothing is drawn, every small case is run."""
+    __tracebackhide__ = True
+    examine_all(suite, small_cases(small_item))
 
 
 def test_known_deviation_is_still_there(deviation: Deviation, suite: Suite) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from conformance.items import Item, items
-from conformance.strategies import BATCHES, LAYOUTS, cases
+from conformance.space import BATCHES, LAYOUTS
+from conformance.strategies import cases
 from spec import Case, amplitude
 from spec.contract import runs_backward
 from spec.faults import FAULTS, faults_of
@@ -131,3 +133,19 @@ def test_every_dimension_counted_from_the_end_comes_up(dim: int) -> None:
 def test_both_ways_to_form_groups_come_up(groups: str) -> None:
     item = Item("run", "row", 2, "float32", world=4)
     assert groups == drawn(item, lambda case: case.groups == groups).groups
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [*product(("row", "column", "reduce", "copy"), ("positive", "gaussian", "subnormal")), ("row", "cancel")],
+)
+def test_every_kind_of_values_for_precision_comes_up(layer: str, values: str) -> None:
+    item = Item("precision", layer, 2, "float16")
+    assert item in ITEMS
+    assert values == drawn(item, lambda case: case.values == values).values
+
+
+@given(st.data())
+def test_subnormal_values_come_up_in_float16_alone(data: st.DataObject) -> None:
+    case = data.draw(cases(data.draw(st.sampled_from([item for item in ITEMS if item.procedure == "precision"]))))
+    assert case.values != "subnormal" or case.dtype == "float16"

@@ -8,8 +8,9 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformance.tally import Tally
-from spec import REGISTER, Case, Finding
+from conformance.coverage.cells import Cell, cell_of
+from conformance.tally import Tally, Weakest
+from spec import REGISTER, Case, Finding, amplitude
 
 ROW = Case.parse("row P=2 batch=3 in=4 out=2 float32 bias seed=7")
 SUBGROUP = Case.parse("copy P=2 batch=3 in=4 float32 world=4 seed=7")
@@ -18,6 +19,10 @@ worlds = st.sampled_from((1, 2, 4))
 clauses = st.tuples(st.sampled_from(sorted(REGISTER)), worlds)
 counts = st.integers(1, 100)
 counters = st.dictionaries(clauses, counts, max_size=4).map(Counter)
+cells = st.builds(
+    Cell, worlds, worlds, *[st.sampled_from(("a", "b c"))] * 3, st.integers(0, 2), *[st.sampled_from(("a", "b"))] * 3
+)
+weakest = st.builds(Weakest, st.floats(0, 1), st.integers(2, 2**40))
 tallies = st.builds(
     Tally,
     counters,
@@ -26,6 +31,10 @@ tallies = st.builds(
     st.dictionaries(st.tuples(st.text(), st.sampled_from(("row", "copy")), worlds), counts, max_size=4).map(Counter),
     st.dictionaries(worlds, counts).map(Counter),
     st.lists(st.text(), max_size=3),
+    st.dictionaries(
+        st.tuples(cells, st.lists(st.sampled_from(sorted(REGISTER)), max_size=2).map(tuple)), counts, max_size=4
+    ).map(Counter),
+    st.dictionaries(cells, weakest, max_size=4),
 )
 
 
@@ -41,9 +50,10 @@ def test_a_tally_survives_the_way_to_the_reporter(tally: Tally) -> None:
 def test_tallies_add_up(one: Tally, two: Tally) -> None:
     total = Tally.from_data(one.as_data())
     total.add(two)
-    for name in ("judged", "broken", "blamed", "declined", "examples"):
+    for name in ("judged", "broken", "blamed", "declined", "examples", "visited"):
         assert getattr(one, name) + getattr(two, name) == getattr(total, name)
     assert one.intermittent + two.intermittent == total.intermittent
+    assert one.weakest.keys() | two.weakest.keys() == total.weakest.keys()
 
 
 @settings(max_examples=30)
@@ -86,3 +96,49 @@ def test_an_example_that_was_declined_is_not_judged() -> None:
     assert tally.declined == {("no subgroups", "copy", 4): 1}
     assert not tally.examples
     assert not tally.judged
+
+
+def test_cells_and_clauses_travel_once_however_often_they_were_visited() -> None:
+    tally = Tally()
+    for _ in range(3):
+        tally.count(ROW, ["ranks.alive"], frozenset(), [])
+        tally.count(ROW, ["ranks.finish"], frozenset(), [])
+    data = tally.as_data()
+    assert len(data["cells"]) == 1
+    assert data["visited"] == [[0, 0, 3], [0, 1, 3]]
+
+
+def test_an_example_counts_in_its_cell_for_the_clauses_that_judged_it() -> None:
+    tally = Tally()
+    tally.count(ROW, ["ranks.alive", "row.forward.value"], frozenset(), [])
+    tally.count(ROW, ["ranks.alive"], frozenset(), [])
+    tally.count(SUBGROUP, ["ranks.alive"], frozenset(), [])
+    assert tally.cells == {cell_of(ROW): 2, cell_of(SUBGROUP): 1}
+    assert tally.judged_in[cell_of(ROW)] == {"ranks.alive": 2, "row.forward.value": 1}
+    assert tally.judged_in[cell_of(SUBGROUP)] == {"ranks.alive": 1}
+
+
+def test_the_weakest_example_of_a_cell_is_kept_in_either_order() -> None:
+    """Of equal cells, the one with longer sums has fewer values."""
+    long = Case.parse("row P=2 batch=3 in=14 out=2 float32 bias seed=7")
+    both, other = Tally(), Tally()
+    for case in (long, ROW):
+        both.count(case, [], frozenset(), [])
+    for case in (ROW, long):
+        other.count(case, [], frozenset(), [])
+    assert both.weakest == other.weakest
+    assert both.weakest[cell_of(ROW)].values == 2 * amplitude(long) < 2 * amplitude(ROW)
+
+
+def test_the_weakest_of_two_workers_is_the_weakest() -> None:
+    one, two = Tally(), Tally()
+    one.weakest = {cell_of(ROW): Weakest(0.5, 8)}
+    two.weakest = {cell_of(ROW): Weakest(0.25, 6), cell_of(SUBGROUP): Weakest(0.1, 20)}
+    one.add(two)
+    assert one.weakest == {cell_of(ROW): Weakest(0.5, 6), cell_of(SUBGROUP): Weakest(0.1, 20)}
+
+
+def test_real_values_are_worth_nothing_that_is_stated() -> None:
+    tally = Tally()
+    tally.count(Case.parse("row P=2 batch=3 in=4 out=2 float32 values=gaussian seed=7"), [], frozenset(), [])
+    assert not tally.weakest

@@ -1,0 +1,1 @@
+"""What a run has visited of what it could reach, and what it is worth that an example passed."""

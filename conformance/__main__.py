@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conformance.adapters.protocol import NoSuchAdapter
+from conformance.coverage.worth import bound_sentence
+from conformance.diagnosis import diagnose
 from conformance.observers import NotDeclared, Options, rank_setup
 from conformance.ranks import StartFailed
 from conformance.report import adapter_sentence, failure
@@ -33,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         case = Case.parse(chosen.case)
-        return _replay(
-            Options(chosen.impl, (case.world,), chosen.backend, chosen.device, sys_path=(str(Path.cwd()),)), case
-        )
+        # A diagnosis may want other worlds; NCCL has no more ranks than there are GPUs.
+        worlds = (case.world, *({1, 2, 4} - {case.world})) if chosen.backend == "gloo" else (case.world,)
+        return _replay(Options(chosen.impl, worlds, chosen.backend, chosen.device, sys_path=(str(Path.cwd()),)), case)
     except (CaseSyntaxError, NoSuchAdapter) as error:
         print(error, file=sys.stderr)
     except (StartFailed, NotDeclared) as error:
@@ -82,16 +84,19 @@ def _replay(options: Options, case: Case) -> int:
         verdict = suite.examine(case)
         judged = len(suite.tally.judged)
         name = suite.declaration.name
+        first = next(iter(verdict.findings), None)
+        diagnosis = diagnose(verdict, first, suite.look, suite.options.world_sizes) if first else None
     finally:
         suite.close()
     if verdict.findings:
-        print(failure(options, verdict, verdict.findings).strip("\n"))
+        print(failure(options, verdict, verdict.findings, diagnosis).strip("\n"))
         return 1
     if verdict.intermittent:
         print(f"{name}: {case}\nintermittent, a failure that did not come back:\n{verdict.intermittent}")
         return 1
     unsupported = f"unsupported: {verdict.declined}"
-    print(f"{name}: {case}\n{unsupported if verdict.declined else f'breaks none of the {judged} clauses that apply'}")
+    passed = f"breaks none of the {judged} clauses that apply\n{bound_sentence(case)}".strip()
+    print(f"{name}: {case}\n{unsupported if verdict.declined else passed}")
     return 0
 
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from conformance.coverage.summary import summary, write_cells
+from conformance.enumeration import small_cases
 from conformance.items import items
 from conformance.known import BadKnownFile, Known
 from conformance.observers import NotDeclared, Options
 from conformance.ranks import StartFailed
-from conformance.report import adapter_sentence, closing_table, header
+from conformance.report import adapter_sentence, closing_table, explain, header
 from conformance.suite import Suite
 from conformance.tally import Tally
+from spec import ContractViolation
 
 # A first example starts ranks and compiles the truth; that is no fault of what is drawn.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -46,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--attached", action="store_true", help="set by `python -m conformance attached`")
     group.addoption("--known", default="", help="TOML file of known deviations")
+    group.addoption("--cells", default="", metavar="FILE", help="write what was visited, cell by cell, to a CSV file")
 
 
 def options_of(config: pytest.Config) -> Options:
@@ -62,6 +68,9 @@ def options_of(config: pytest.Config) -> Options:
     for prefix in config.getoption("--clause"):
         if not any(name.startswith(prefix) for name in REGISTER):
             raise pytest.UsageError(f"--clause {prefix}: no clause begins so; `python -m spec` lists them")
+    file = config.getoption("--cells")
+    if file and not Path(file).absolute().parent.is_dir():
+        raise pytest.UsageError(f"--cells {file}: there is no folder {Path(file).parent}")
     known = config.getoption("--known")
     try:
         Known.read(known) if known else None
@@ -86,7 +95,22 @@ def _scratch(config: pytest.Config) -> str:
         return str(config.workerinput["scratch"])
     folder = tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
+    if not config.getoption("--attached"):
+        _remove_at_sigterm(config, folder)
     return folder.name
+
+
+def _remove_at_sigterm(config: pytest.Config, folder: tempfile.TemporaryDirectory[str]) -> None:
+    """Of SIGTERM pytest knows nothing. Not under torchrun, where it must end a rank that is stuck in torch at once."""
+
+    def end(number: int, _: object) -> None:
+        folder.cleanup()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, end)
+        config.add_cleanup(lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -126,7 +150,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     suite = config.stash[_suite]
     profile = settings.get_current_profile_name()
     seed = str(config.getoption("--hypothesis-seed"))
-    return header(suite.options, suite, profile, "derandomized" if profile == "ci" else seed)
+    lines = header(suite.options, suite, profile, "derandomized" if profile == "ci" else seed)
+    return [*lines, "  small cases: every one, but for precision; larger ones are drawn"] if _deep() else lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -135,10 +160,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if cost in metafunc.fixturenames:
             chosen = [item for item in items(suite.options.world_sizes) if item.cost == cost]
             metafunc.parametrize(cost, chosen, ids=str)
+    if "small_item" in metafunc.fixturenames:
+        chosen = items(suite.options.world_sizes) if _deep() else []
+        metafunc.parametrize("small_item", [item for item in chosen if next(small_cases(item), None)], ids=str)
     if "deviation" in metafunc.fixturenames:
         known = Known.read(suite.options.known) if suite.options.known else Known()
         names = [f"{entry.clause}-{number}" for number, entry in enumerate(known.deviations)]
         metafunc.parametrize("deviation", known.deviations, ids=names)
+
+
+def _deep() -> bool:
+    return settings.get_current_profile_name() == "deep"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -148,11 +180,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """A failure of ranks that did not come back fails its test, since Hypothesis never saw it."""
+    """A failure that is as small as it gets is diagnosed; one of ranks that did not come back fails its test too."""
     suite = item.config.stash[_suite]
     before = len(suite.tally.intermittent)
     suite.begin_item()
-    yield
+    try:
+        yield
+    except (ContractViolation, BaseExceptionGroup) as error:
+        explain(suite, error)
+        raise
     texts = suite.tally.intermittent[before:]
     if texts:
         pytest.fail("a failure of ranks did not come back on fresh ranks:\n" + "\n".join(texts), pytrace=False)
@@ -197,5 +233,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if options.clauses:
         not_run.append(f"clauses that do not begin with {' or '.join(options.clauses)}: --clause")
     terminalreporter.section(f"conformance of {config.stash[_suite].declaration.name}")
-    for line in closing_table(config.stash[_tally], options.world_sizes, not_run):
+    tally, reachable = config.stash[_tally], items(options.world_sizes)
+    for line in [*closing_table(tally, options.world_sizes, not_run), *summary(tally, reachable)]:
         terminalreporter.write_line(line)
+    file = config.getoption("--cells")
+    if file:
+        write_cells(file, tally, reachable)
+        terminalreporter.write_line(f"cells written to {file}")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conformance.diagnosis import diagnose
+from conformance.diagnosis import Diagnosis, diagnose
+from conformance.lost import lost_ranks
 from conformance.observers import Options
 from conformance.suite import Suite, Verdict
 from conformance.tally import Tally
-from spec import REGISTER, Case, ContractViolation, Finding, Observation
-from spec.clauses.ranks import table_of_collectives
+from spec import REGISTER, ContractViolation, Finding
 
 _INDENT = "           "
 
 
-def failure(options: Options, verdict: Verdict, blamed: Sequence[Finding]) -> str:
+def failure(options: Options, verdict: Verdict, blamed: Sequence[Finding], diagnosis: Diagnosis | None = None) -> str:
     """Requirement, case, expected against got, for the first cause; the other broken clauses by name."""
     first = blamed[0]
     clause = first.clause
@@ -39,27 +39,46 @@ def failure(options: Options, verdict: Verdict, blamed: Sequence[Finding]) -> st
     others = dict.fromkeys(finding.clause.name for finding in blamed if finding.clause is not clause)
     if others:
         lines += _wrapped("also", "broken by this case: " + ", ".join(others))
-    seen = verdict.groups[first.group]
-    for number, line in enumerate(diagnosis(verdict.case, first.group, seen)):
-        lines += _wrapped("looks" if number == 0 else "", line)
-    return "\n".join(lines + _collectives(seen))
+    lines += _diagnosed(diagnosis or Diagnosis())
+    return "\n".join(lines + lost_ranks(verdict.groups[first.group], verdict.case.group_ranks[first.group]))
 
 
-def diagnosis(case: Case, group: int, seen: Sequence[Observation]) -> list[str]:
-    """What the wrong tensors of one group look like."""
-    if any(entry.fate != "returned" for entry in seen):
-        return []
-    from spec.reference import truth
-
-    return diagnose(case, truth(case, group), seen)
+def _diagnosed(diagnosis: Diagnosis) -> list[str]:
+    lines: list[str] = []
+    for number, sentence in enumerate(diagnosis.looks):
+        lines += _wrapped("looks" if number == 0 else "", sentence)
+    if diagnosis.next:
+        lines += _wrapped("next", diagnosis.next)
+    if diagnosis.passes:
+        lines += _wrapped("passes", f"the same case {', and '.join(diagnosis.passes)}")
+    if diagnosis.probe:
+        lines += _wrapped("probe", f"told from {diagnosis.probe}")
+    for number, error in enumerate(diagnosis.errors):
+        lines += _wrapped("rounding" if number == 0 else "", str(error))
+    return lines
 
 
 def raise_first(options: Options, verdict: Verdict, blamed: Sequence[Finding]) -> None:
     """Raise the first cause as its clause's own exception, so that a shrinker never mixes two clauses up."""
     __tracebackhide__ = True
     if blamed:
-        error: type[ContractViolation] = blamed[0].clause.error
-        raise error(failure(options, verdict, blamed))
+        error = blamed[0].clause.error(failure(options, verdict, blamed))
+        error.evidence = (verdict, tuple(blamed))
+        raise error
+
+
+def explain(suite: Suite, error: BaseException) -> None:
+    """Put the diagnosis into the text of every violation in an error.
+
+    To be called once a failure is as small as it gets: a diagnosis runs cases of its own.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            explain(suite, part)
+    elif isinstance(error, ContractViolation) and error.evidence:
+        verdict, blamed = error.evidence
+        diagnosis = diagnose(verdict, blamed[0], suite.look, suite.options.world_sizes)
+        error.args = (failure(suite.options, verdict, blamed, diagnosis),)
 
 
 def header(options: Options, suite: Suite, profile: str, seed: str) -> list[str]:
@@ -140,15 +159,3 @@ def _side(label: str, text: str) -> list[str]:
     if len(rest) > 30:
         rest = [*rest[:14], f"... {len(rest) - 29} lines ...", *rest[-15:]]
     return [f"{_INDENT}{label:<9} {first}", *(f"{_INDENT}{'':<9} {line}" for line in rest)]
-
-
-def _collectives(seen: Sequence[Observation]) -> list[str]:
-    if all(entry.fate == "returned" for entry in seen):
-        return []
-    lines = ["  collectives", *(_INDENT + line for line in table_of_collectives(seen).splitlines())]
-    for entry in (entry for entry in seen if entry.fate in ("hung", "victim") and entry.stack):
-        lines += [
-            f"  rank {entry.rank:<4}stands at, innermost first",
-            *(_INDENT + line for line in entry.stack.splitlines()[:12]),
-        ]
-    return lines

@@ -91,6 +91,18 @@ class Suite:
             and not self._known.explains(finding.clause.name, verdict.case)
         )
 
+    def look(self, case: Case) -> Verdict | None:
+        """A verdict for a diagnosis, neither counted nor kept; None where the case cannot be run."""
+        if case.world not in self.options.world_sizes:
+            return None
+        groups = self.observer.observe(case, self._deadline(case))
+        if groups[0][0].declined:
+            return None
+        findings = self._judge(case, groups)
+        if _parted(findings):
+            self.observer.renew(case)
+        return Verdict(case, findings, groups)
+
     def close(self) -> None:
         """End all ranks."""
         self.observer.close()
@@ -104,8 +116,7 @@ class Suite:
         if _lost(groups):
             return self._verdict_on_loss(case, groups)
         findings = self._judge(case, groups)
-        if any(finding.clause.name.startswith("ranks.") for finding in findings):
-            # Ranks that part in their collectives would meet in the next case's.
+        if _parted(findings):
             self.observer.renew(case)
         elif findings and not self.observer.sound(case):
             self.observer.renew(case)
@@ -167,6 +178,11 @@ def _truth(case: Case, group: int, seen: Sequence[Observation]) -> Truth:
     from spec.reference import truth
 
     return truth(case, group)
+
+
+def _parted(findings: Sequence[Finding]) -> bool:
+    """Whether ranks parted in their collectives, and would meet in the next case's."""
+    return any(finding.clause.name.startswith("ranks.") for finding in findings)
 
 
 def _lost(groups: Groups) -> bool:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spec.case import WITHOUT_VALUES, Case
+from spec.case import EXACT, WITHOUT_VALUES, Case
 from spec.contract import agreement
 from spec.placements import Floats, Partial, bounds
 from spec.truth import Truth, Values
@@ -42,8 +42,12 @@ def truth(case: Case, group: int = 0) -> Truth:
     data = tuple(inputs(case, group, run) for run in range(runs(case)))
     if case.procedure in WITHOUT_VALUES:
         return Truth(data)
-    compute = {"column": _linear, "row": _linear, "pair": _pair}.get(case.layer, _function)
-    return Truth(data, tuple(compute(case, tensors) for tensors in data))
+    return Truth(data, tuple(values(case, tensors) for tensors in data))
+
+
+def values(case: Case, data: Inputs) -> Values:
+    """What a case's layer makes of any tensors of its shapes."""
+    return {"column": _linear, "row": _linear, "pair": _pair}.get(case.layer, _function)(case, data)
 
 
 @jax.jit
@@ -91,7 +95,7 @@ def _linear(case: Case, data: Inputs) -> Values:
             [_padded_linear(case, _only(data.x, case.P, r), data.weight, bias, data.g)[0] for r in range(case.P)]
         )
     magnitudes: dict[str, Floats] = {}
-    if case.values not in ("exact", "small"):
+    if case.values not in EXACT:
         sizes = _padded_linear(case, *map(np.abs, (data.x, data.weight, bias, data.g)))
         magnitudes = dict(zip(("output", "x", "weight", "bias"), sizes, strict=True))
     return Values(output, {"x": x, "weight": weight, "bias": bias_gradient}, magnitudes)
@@ -133,7 +137,7 @@ def _padded_linear(case: Case, x: Floats, w: Floats, b: Floats, g: Floats) -> tu
 
 def _function(case: Case, data: Inputs) -> Values:
     output, gradient = _moved(case, data.x, data.g)
-    if case.values in ("exact", "small"):
+    if case.values in EXACT:
         return Values(output, {"x": gradient})
     sizes = _moved(case, np.abs(data.x), np.abs(data.g))
     return Values(output, {"x": gradient}, dict(zip(("output", "x"), sizes, strict=True)))

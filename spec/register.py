@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from spec.case import Case
 from spec.observation import Observation
@@ -44,9 +44,14 @@ Applies = Callable[[Case], bool]
 
 
 class ContractViolation(AssertionError):
-    """Base of one exception class per clause, so that a test runner never takes one clause's failure for another's."""
+    """Base of one exception class per clause, so that a test runner never takes one clause's failure for another's.
+
+    Attributes:
+        evidence: whatever the one who raised it wants to find in it again.
+    """
 
     clause: Clause
+    evidence: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from spec.clauses import groups
 from spec.clauses import purity
 from spec.clauses import parameters
 from spec.clauses import functions
+from spec.clauses import pair
 from spec.clauses import forward
 from spec.clauses import backward
-from spec.clauses import pair
 from spec.clauses import precision
 from spec.clauses import procedures
 from spec.clauses import instances

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from faulty import BiasBeforeReduction
 
 from conformance.observers import InProcess, Options
-from conformance.report import closing_table, failure, raise_first
+from conformance.report import closing_table, explain, failure, raise_first
 from conformance.suite import Suite, Verdict
 from conformance.tally import Tally
-from spec import REGISTER, Case, Finding, Observation, Violation
+from spec import REGISTER, Case, ContractViolation, Finding, Observation, Violation
 
 LINE = "row P=2 batch=1 in=2 out=2 float32 bias values=small seed=0"
 BIAS_ONCE = """
@@ -25,7 +26,24 @@ row.forward.bias-once (MUST): The bias enters the row output once
   rank 1   output minus the product is not the bias
            expected  [-2.,  2.]
            got       [-4.,  4.]
-  looks    output: consistent with a bias that is counted 2 times"""
+  looks    output: consistent with a bias that is counted P times
+  next     Add the bias after the reduction, to the sum; inside F.linear every rank adds it to its own term.
+  probe    told from row P=4 batch=5 in=12 out=7 float64 bias values=small seed=0"""
+
+LOST = """\
+  ranks    the ranks part at collective #1
+           expected  one sequence on all ranks
+           got       rank 0 entered #1 all-reduce 4 B float32, and waits in it
+                     rank 1 entered no collective, never joined #1
+  collectives
+           the ranks part at #1, their first collective
+           rank 0 hung: entered #1 all-reduce 4 B float32, and waits in it
+           rank 1 hung: entered no collective, never joined #1
+  stacks   innermost call first
+  rank 0   did not finish
+             File "a.py", line 7 in wait
+  rank 1   did not finish
+             File "b.py", line 7 in forward"""
 
 
 @pytest.fixture
@@ -39,7 +57,39 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Suite:
 def test_a_failure_says_requirement_case_replay_and_both_sides(faulty: Suite) -> None:
     verdict = faulty.examine(Case.parse(LINE))
 
-    assert failure(faulty.options, verdict, verdict.findings) == BIAS_ONCE
+    with pytest.raises(ContractViolation) as raised:
+        raise_first(faulty.options, verdict, verdict.findings)
+    explain(faulty, raised.value)
+
+    assert str(raised.value) == BIAS_ONCE
+
+
+REAL = "row P=2 batch=1 in=128 out=2 float32 bias values=positive procedure=precision seed=0"
+NUMBER = r"[\d.e+-]+"
+ROUNDING = (
+    rf"\n  rounding output: error {NUMBER}, bound {NUMBER}, ratio {NUMBER}: more than rounding; a correct one errs by"
+    rf"\s+{NUMBER} there, at most {NUMBER} of the bound\n"
+)
+
+
+def test_a_real_valued_failure_says_whether_it_is_a_bug_or_rounding(faulty: Suite) -> None:
+    verdict = faulty.examine(Case.parse(REAL))
+    with pytest.raises(ContractViolation) as raised:
+        raise_first(faulty.options, verdict, verdict.findings)
+    explain(faulty, raised.value)
+
+    assert re.search(ROUNDING, str(raised.value))
+    assert "gradient of bias: no error" in str(raised.value)
+
+
+def test_every_failure_of_a_group_is_explained(faulty: Suite) -> None:
+    """Hypothesis raises two bugs as a group, which may be nested in another."""
+    verdict = faulty.examine(Case.parse(LINE))
+    with pytest.raises(ContractViolation) as raised:
+        raise_first(faulty.options, verdict, verdict.findings)
+    explain(faulty, ExceptionGroup("two", [ExceptionGroup("one", [raised.value]), ValueError("no violation")]))
+
+    assert "  looks    output: consistent with" in str(raised.value)
 
 
 def test_a_failure_is_raised_as_its_clause_s_own_exception(faulty: Suite) -> None:
@@ -62,11 +112,15 @@ def test_a_known_deviation_does_not_fail_the_run(faulty: Suite, tmp_path: Path) 
     assert suite.tally.blamed.total() == 0
 
 
+def _stack(file: str, function: str) -> str:
+    return f'Current thread 0x01 (most recent call first):\n  File "{file}", line 7 in {function}\n'
+
+
 def test_lost_ranks_are_shown_with_their_collectives_and_stacks() -> None:
     case = Case.parse("row P=2 batch=1 in=2 out=1 float32 seed=0")
     seen = (
-        Observation(0, fate="hung", entered=("#1 all-reduce 4 B float32",), stack="File a.py, line 3 in wait"),
-        Observation(1, fate="hung", stack="File b.py, line 7 in forward"),
+        Observation(0, fate="hung", entered=("#1 all-reduce 4 B float32", "#1 waits"), stack=_stack("a.py", "wait")),
+        Observation(1, fate="hung", stack=_stack("b.py", "forward")),
     )
     clause = REGISTER["ranks.same-collectives"]
     # A clause about ranks asks for no truth.
@@ -74,9 +128,7 @@ def test_lost_ranks_are_shown_with_their_collectives_and_stacks() -> None:
 
     text = failure(Options(), Verdict(case, (finding,), (seen,)), (finding,))
 
-    assert "rank 0 hung: entered #1 all-reduce 4 B float32" in text
-    assert "rank 1 hung: entered no collective, never joined #1" in text
-    assert "File b.py, line 7 in forward" in text
+    assert text.partition('seed=0"\n')[2] == LOST
 
 
 def test_the_closing_table_tells_failed_known_should_and_unsupported_apart() -> None:

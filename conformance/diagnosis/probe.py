@@ -1,0 +1,79 @@
+"""Cases that tell more than the smallest failing one: a larger one to read from, and ones that differ in a word.
+
+The smallest case shows that something is wrong with as few numbers as possible, so many mistakes give the same ones.
+The probe is the same case with unequal sizes, small integers in float64 and, where four ranks are allowed, P = 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from spec import Case
+
+_SIZES = (5, 2, 3, 1)
+
+
+def probes(case: Case, world_sizes: tuple[int, ...]) -> Iterator[Case]:
+    """Larger cases in which the same mistake shows itself more clearly, the clearest first; the case itself last."""
+    for P in (4, case.P) if case.P == case.world == 2 and 4 in world_sizes else (case.P,):
+        for dtype in dict.fromkeys(("" if case.autocast else "float64", "float32", case.dtype)):
+            if dtype:
+                yield from _sized(case, P, dtype)
+    yield from _possible(case, values="small")
+    yield case
+
+
+def contrasts(case: Case) -> Iterator[tuple[str, Case]]:
+    """(what is different, the case) for every word of a case that could be left out."""
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("with contiguous tensors", {"x": "contiguous", "g": "contiguous"}),
+        ("with nothing frozen", {"frozen": ""}),
+        ("without autocast", {"autocast": ""}),
+        ("alone in its world", {"world": case.P, "groups": "neighbouring"}),
+        ("in a plain run", {"procedure": "run"}),
+    ]
+    for words, change in changes:
+        if any(getattr(case, name) != value for name, value in change.items()):
+            yield from ((words, other) for other in _possible(case, **change))
+
+
+def single_rank(case: Case) -> Iterator[Case]:
+    """One rank that does what each of P ranks does, with nothing to reduce."""
+    cut = "out_features" if case.layer == "column" else "in_features"
+    sizes = {cut: getattr(case, cut) // case.P} if case.linear else {}
+    values = "positive" if case.values == "cancel" else case.values
+    yield from _possible(case, P=1, world=1, groups="neighbouring", values=values, **sizes)
+
+
+def _sized(case: Case, P: int, dtype: str) -> Iterator[Case]:
+    plain = {"P": P, "world": P if case.world == case.P else case.world, "dtype": dtype, "values": "small"}
+    batch = tuple(_SIZES[: len(case.batch)])
+    for sizes in _sizes(case, P, batch):
+        yield from _possible(case, **plain, **sizes)
+
+
+def _sizes(case: Case, P: int, batch: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    if not case.has_parameters:
+        shape = [*batch, 3]
+        if case.layer in ("gather", "scatter"):
+            shape[case.dim] = 3 * P
+        yield {"batch": tuple(shape[:-1]), "in_features": shape[-1]}
+        return
+    cut = 3 * P if batch else 12 * P
+    if case.layer == "pair":
+        yield {"batch": batch, "in_features": 7, "hidden_features": cut, "out_features": 7}
+        return
+    first, second = ("out_features", "in_features") if case.layer == "column" else ("in_features", "out_features")
+    yield {"batch": batch, first: cut, second: 7}
+    yield {"batch": case.batch, first: cut, second: 7}
+    yield {"batch": batch, first: 4 * P, second: 4 * P}
+
+
+def _possible(case: Case, **changes: Any) -> Iterator[Case]:
+    """The changed case, if there can be one."""
+    try:
+        yield replace(case, **changes)
+    except ValueError:
+        return

@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OWN = HERE / "adapters_for_tests.py"
-PLANTED = HERE.parent / "planted"
+MUTANTS = HERE.parent / "mutants"
 ROW = "run-row-P2-float32"
 DEVIATION = """
 [[deviation]]
@@ -81,7 +81,7 @@ def test_the_header_says_what_was_examined_with_what(tmp_path: Path) -> None:
 
 
 def test_a_planted_bug_fails_the_run_and_its_clause_in_the_table(tmp_path: Path) -> None:
-    done = conformance(tmp_path, "--impl", f"{PLANTED / 'values.py'}:BiasDividedBeforeReduction", "-k", ROW)
+    done = conformance(tmp_path, "--impl", f"{MUTANTS / 'bias.py'}:BiasDividedBeforeReduction", "-k", ROW)
 
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert re.search(r"^row\.backward\.bias-grad +- +FAIL [1-9]\d*/[1-9]\d* +-$", done.stdout, re.M), done.stdout
@@ -116,7 +116,7 @@ def test_an_adapter_may_be_a_module_beside_the_caller(tmp_path: Path) -> None:
 
 def test_clause_leaves_the_others_out(tmp_path: Path) -> None:
     """A bug in a gradient is no matter of the forward's clauses; that ranks answer always is one."""
-    planted = f"{PLANTED / 'values.py'}:BiasDividedBeforeReduction"
+    planted = f"{MUTANTS / 'bias.py'}:BiasDividedBeforeReduction"
     done = conformance(tmp_path, "--impl", planted, "-k", ROW, "--clause", "row.forward", "--clause", "forward")
     table = re.findall(r"^([a-z-]+\.[a-z.-]+) +-? ", done.stdout, re.M)
 
@@ -128,7 +128,7 @@ def test_clause_leaves_the_others_out(tmp_path: Path) -> None:
 
 def test_a_known_deviation_does_not_fail_the_run(tmp_path: Path) -> None:
     (tmp_path / "known.toml").write_text(DEVIATION)
-    planted = f"{PLANTED / 'values.py'}:BiasDividedBeforeReduction"
+    planted = f"{MUTANTS / 'bias.py'}:BiasDividedBeforeReduction"
     done = conformance(tmp_path, "--impl", planted, "--known", "known.toml", "-k", f"{ROW} or known")
 
     assert done.returncode == pytest.ExitCode.OK, done.stdout
@@ -145,7 +145,7 @@ def test_a_known_deviation_that_is_gone_fails_the_run(tmp_path: Path) -> None:
 
 
 def test_a_failure_that_does_not_come_back_fails_the_run(tmp_path: Path) -> None:
-    planted = f"{PLANTED / 'lost_ranks.py'}:DiesOnce"
+    planted = f"{HERE / 'losing_ranks.py'}:DiesOnce"
     done = conformance(tmp_path, "--impl", planted, "-k", ROW, PLANTED_FLAG=str(tmp_path / "flag"))
 
     assert done.returncode == pytest.ExitCode.TESTS_FAILED

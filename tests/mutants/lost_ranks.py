@@ -27,6 +27,7 @@ class Raises(TorchTp):
     def set_up(self, group: Group) -> None:
         def sum_or_raise(buffer: Tensor, group: Any, what: str) -> Tensor:
             if group.rank == 1:
+                print("not enough memory for", what)
                 raise MemoryError("no room for the buffer")
             return all_reduce(buffer, group, what)
 

@@ -20,9 +20,9 @@ from conformance.ranks import group, host, launch
 from conformance.suite import Suite, Verdict
 from spec import Case
 
-PLANTED = Path(__file__).parents[1] / "planted" / "lost_ranks.py"
-sys.path.insert(0, str(PLANTED.parent))
-from lost_ranks import MOODS  # noqa: E402 - tests are no package
+LOSING = Path(__file__).parents[1] / "conformance" / "losing_ranks.py"
+sys.path.insert(0, str(LOSING.parent))
+from losing_ranks import MOODS  # noqa: E402 - tests are no package
 
 WAITING = {"ranks.same-collectives", "ranks.finish"}
 DEAD, RAISED = {"ranks.alive"}, {"ranks.no-exception"}
@@ -98,7 +98,7 @@ def leak(what: str) -> None:
 
 
 def main(first: int, last: int, leaking: str = "") -> None:
-    options = Options(f"{PLANTED}:LosesAsAsked")
+    options = Options(f"{LOSING}:LosesAsAsked")
     suite = Suite(options)
     examine(suite, 0)  # what a worker has for good, such as the fork server, is there from now on
     suite.close()

@@ -1,4 +1,4 @@
-"""Ranks that fail: rank 1 alone raises, dies, stays away, or brings something else, while the others are in a sum."""
+"""Ranks that fail as a test asks them to: by the seed, once, or between two collectives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -48,41 +47,6 @@ LOSSES: dict[str, Callable[[], Any]] = {
 }
 
 
-class Raises(TorchTp):
-    """Rank 1 runs out of memory where the others wait for it: turboderp-org/exllamav3#302."""
-
-    def set_up(self, group: Group) -> None:
-        def sum_or_raise(buffer: Tensor, group: Any, what: str) -> Tensor:
-            if group.rank == 1:
-                print("not enough memory for", what)
-                raise MemoryError("no room for the buffer")
-            return all_reduce(buffer, group, what)
-
-        collectives.all_reduce = sum_or_raise
-
-
-class Dies(TorchTp):
-    """The process of rank 1 is killed, as the kernel does when memory runs out: turboderp-org/exllamav3#302."""
-
-    def set_up(self, group: Group) -> None:
-        def sum_or_die(buffer: Tensor, group: Any, what: str) -> Tensor:
-            if group.rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return all_reduce(buffer, group, what)
-
-        collectives.all_reduce = sum_or_die
-
-
-class StaysAway(TorchTp):
-    """Rank 1 finds it has nothing to add and leaves the sum out: sgl-project/sglang#33289."""
-
-    def set_up(self, group: Group) -> None:
-        def sum_or_not(buffer: Tensor, group: Any, what: str) -> Tensor:
-            return buffer if group.rank == 1 else all_reduce(buffer, group, what)
-
-        collectives.all_reduce = sum_or_not
-
-
 class SleepsAfterwards(TorchTp):
     """Rank 1 never comes back from work of its own after a sum, and the others wait in the next one."""
 
@@ -94,28 +58,6 @@ class SleepsAfterwards(TorchTp):
             return total
 
         collectives.all_reduce = sum_and_sleep
-
-
-class StaysAwayWhenEmpty(TorchTp):
-    """Rank 1 leaves out the sum of an empty batch, which nobody misses until the next: sgl-project/sglang#33289."""
-
-    def set_up(self, group: Group) -> None:
-        def sum_of_some(buffer: Tensor, group: Any, what: str) -> Tensor:
-            empty = group.rank == 1 and buffer.numel() == 0
-            return buffer if empty else all_reduce(buffer, group, what)
-
-        collectives.all_reduce = sum_of_some
-
-
-class AnotherSize(TorchTp):
-    """Rank 1 enters the sum with twice as many elements: NVIDIA/nccl#1417."""
-
-    def set_up(self, group: Group) -> None:
-        def sum_of_another(buffer: Tensor, group: Any, what: str) -> Tensor:
-            mine = torch.cat([buffer, buffer]) if group.rank == 1 else buffer
-            return all_reduce(mine, group, what)[: len(buffer)]
-
-        collectives.all_reduce = sum_of_another
 
 
 class LosesAsAsked(TorchTp):

@@ -18,7 +18,7 @@ Fields = dict[str, Any]
 Words = tuple[str, ...]
 
 # Four dimensions before three: whatever needs several shrinks past shapes that hide it.
-BATCHES: Final = ((1,), (2,), (3,), (5,), (), (0,), (3, 0), (2, 3), (2, 1, 3, 2), (1, 2, 3))
+BATCHES: Final = ((1,), (2,), (5,), (), (0,), (3, 0), (2, 3), (2, 1, 3, 2), (1, 2, 3))
 LAYOUTS: Final = (
     ("contiguous", "contiguous"),
     ("transposed", "contiguous"),
@@ -34,9 +34,9 @@ FROZEN: Final = (*[""] * 7, "x", "w", "b", "xw", "xb", "wb", "xwb")
 SIZES: Final = (1, 2, 3, 5, 7, 4)
 LONG: Final = (1, 3, 64, 96, 96)
 ROWS: Final = (1, 3, 64, 128, 512)
-# The flags that leave their default, per layer. None twice as often, since a bias that is only returned tells little.
+# The flags that leave their default, per layer; for row none twice as often, since a returned bias tells little.
 FLAGS: Final = {
-    "column": ((), (), ("gather_output",), ("skip_bias_add",)),
+    "column": ((), ("gather_output",), ("skip_bias_add",)),
     "row": (
         (),
         (),

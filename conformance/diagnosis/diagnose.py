@@ -10,7 +10,7 @@ from conformance.diagnosis import sentences as say
 from conformance.diagnosis.conduct import conduct
 from conformance.diagnosis.facts import facts
 from conformance.diagnosis.guesses import fitting
-from conformance.diagnosis.probe import contrasts, probes, single_rank
+from conformance.diagnosis.probe import contrasts, is_larger, probes, single_rank
 from conformance.diagnosis.rounding import Error, errors
 from conformance.diagnosis.tensors import Tensor, tensors
 from conformance.suite import Verdict
@@ -96,7 +96,7 @@ def _read(
         seen = verdict if case == verdict.case else look(case)
         if seen is None or not seen.findings or _lost(seen.groups[group]):
             continue
-        told = _told(case, group, seen.groups[group], subject, clear=case != verdict.case)
+        told = _told(case, group, seen.groups[group], subject, clear=is_larger(case, verdict.case))
         if told:
             return told, None if case == verdict.case else case
     return [], None

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from spec import Case
+from spec.case import EXACT
 
 _SIZES = (5, 2, 3, 1)
 
@@ -25,8 +26,22 @@ def probes(case: Case, world_sizes: tuple[int, ...]) -> Iterator[Case]:
     yield case
 
 
+def is_larger(probe: Case, case: Case) -> bool:
+    """Whether a probe has more to show than the case it was made from."""
+    return _extent(probe) != _extent(case)
+
+
+def _extent(case: Case) -> tuple[Any, ...]:
+    return case.P, case.batch, case.in_features, case.hidden_features, case.out_features
+
+
 def contrasts(case: Case) -> Iterator[tuple[str, Case]]:
-    """(what is different, the case) for every word of a case that could be left out."""
+    """(what is different, the case) for every word of a case that could be left out; none of a real-valued one.
+
+    Another case has other values, which is no matter where any error is a fault, but tells nothing of a bound.
+    """
+    if case.values not in EXACT:
+        return
     changes: list[tuple[str, dict[str, Any]]] = [
         ("with contiguous tensors", {"x": "contiguous", "g": "contiguous"}),
         ("with nothing frozen", {"frozen": ""}),
@@ -67,6 +82,7 @@ def _sizes(case: Case, P: int, batch: tuple[int, ...]) -> Iterator[dict[str, Any
         return
     first, second = ("out_features", "in_features") if case.layer == "column" else ("in_features", "out_features")
     yield {"batch": batch, first: cut, second: 7}
+    yield {"batch": batch, first: getattr(case, first) // case.P * P, second: 7}
     yield {"batch": case.batch, first: cut, second: 7}
     yield {"batch": batch, first: 4 * P, second: 4 * P}
 

@@ -17,7 +17,7 @@ class Mutant:
     """One faulty implementation and what must be said of it.
 
     Attributes:
-        items: the suite's items that apply to it.
+        items: the suite's items that apply to it, run in turn until one fails.
         clauses: that a report must name, one for each bug in it.
         also: further clauses that may name it, in cases which cannot show `clauses`.
         looks: for each clause the beginning of its diagnosis, "<subject>: <sentence>"; empty where no sentence fits.

@@ -75,20 +75,19 @@ class Result:
     """What the suite made of a mutant.
 
     Attributes:
-        examples: until the first failure, by item and seed; 0 where there was none.
+        examples: by seed, until the first failure; 0 where there was none.
         raised: clause -> the smallest case that was reported.
         diagnoses: clause -> diagnosis.
     """
 
-    examples: dict[str, tuple[int, ...]]
+    examples: tuple[int, ...]
     raised: dict[str, Case]
     diagnoses: dict[str, Diagnosis]
 
     @property
     def worst(self) -> int:
         """The examples that the unluckiest seed needed; 0 where any seed found nothing."""
-        counts = [n for per_seed in self.examples.values() for n in per_seed]
-        return max(counts) if all(counts) else 0
+        return max(self.examples) if all(self.examples) else 0
 
 
 @contextmanager
@@ -104,21 +103,32 @@ def opened(impl: str, deadline: float = suite_module.DEADLINE) -> Iterator[Suite
 
 
 def measure(mutant: Mutant, seeds: int) -> Result:
-    """Run the items that apply from every seed; shrink and diagnose from the first."""
-    examples: dict[str, tuple[int, ...]] = {}
+    """Run the items that apply in turn, from every seed, until one fails; shrink and diagnose from the first seed."""
     raised: dict[str, Case] = {}
     diagnoses: dict[str, Diagnosis] = {}
     with opened(mutant.impl, _deadline(mutant)) as suite:
+        examples = tuple(_search(suite, mutant, number) for number in range(seeds))
         for item in mutant.items:
-            watches = [Watch(suite, item) for _ in range(seeds)]
-            for number, watch in enumerate(watches):
-                reported = watch.run(number, shrink=number == 0)
-                for name in reported if number == 0 else ():
-                    verdict, finding = watch.failed[name]
-                    raised.setdefault(name, verdict.case)
-                    diagnoses.setdefault(name, diagnose(verdict, finding, suite.look, suite.options.world_sizes))
-            examples[item] = tuple(watch.first for watch in watches)
+            watch = Watch(suite, item)
+            for name in watch.run(0, shrink=True):
+                verdict, finding = watch.failed[name]
+                raised[name] = verdict.case
+                diagnoses[name] = diagnose(verdict, finding, suite.look, suite.options.world_sizes)
+            if raised:
+                break
     return Result(examples, raised, diagnoses)
+
+
+def _search(suite: Suite, mutant: Mutant, number: int) -> int:
+    """The examples until the first failure from one seed, over the items in turn; 0 if there is none."""
+    before = 0
+    for item in mutant.items:
+        watch = Watch(suite, item)
+        watch.run(number, shrink=False)
+        if watch.first:
+            return before + watch.first
+        before += watch.count
+    return 0
 
 
 def _deadline(mutant: Mutant) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from catalogue import Mutant, lawful, mutants
 from power import (
-    EXAMPLES,
     EXAMPLES_OF_CORRECT,
     ITEMS,
     SEEDS,
@@ -34,7 +33,6 @@ def test_a_mutant_is_found_and_named(
     record_property("mutant", _row(mutant, result, naive))
 
     assert result.worst, f"not found from every seed: {result.examples}"
-    assert result.worst <= EXAMPLES
     assert set(result.raised) <= {*mutant.clauses, *mutant.also}
     for bug, clause in enumerate(mutant.clauses):
         named = _named(mutant, bug, result)

@@ -20,6 +20,7 @@ from spec.contract import needs_gradient
 from spec.numerics import encode
 from spec.placements import Floats, local
 from spec.reference import truth
+from spec.register import Finding
 
 WITH_SECOND = frozenset(
     {"delay", "retain", "deepcopy", "pickle", "functional-call", "checkpoint", "checkpoint-reentrant", "compile"}
@@ -65,12 +66,15 @@ class Doctored:
         return [self.clause, *self.also]
 
     def found(self) -> list[str]:
+        return [finding.clause.name for finding in self.findings()]
+
+    def findings(self) -> list[Finding]:
         scene = clean(self.line)
         seen = [
             self.change(scene, entry) if self.ranks is None or entry.rank in self.ranks else entry
             for entry in scene.seen
         ]
-        return [finding.clause.name for finding in judge(scene.case, scene.truth, seen)]
+        return judge(scene.case, scene.truth, seen)
 
 
 def bits(numbers: Floats, dtype: str = "float32") -> Array:

@@ -108,6 +108,7 @@ def test_the_longest_sum_on_one_rank_is_pinned(line: str, expected: dict[str, in
         ("copy P=2 in=8", {"x"}),
         ("reduce P=2 in=8", {"output"}),
         ("gather P=2 in=8", set()),
+        ("scatter P=2 in=8", set()),
     ],
 )
 def test_what_a_collective_sums_is_pinned(line: str, expected: set[str]) -> None:
@@ -119,6 +120,14 @@ def test_the_bound_of_one_element_is_the_formula() -> None:
     case = Case.parse("row P=4 batch=1 in=256 out=1 bfloat16 values=positive procedure=precision seed=0")
     u, accumulator, tiny = 2.0**-8, 2.0**-24, 2.0**-133
     own, after = 65 * accumulator / (1 - 65 * accumulator), 5 * u / (1 - 5 * u)
+    expected = ((1 + own) * (1 + after) - 1) * 3.0 + 6 * tiny
+    assert expected == bound(case, "output", np.array(3.0))
+
+
+def test_the_bound_without_a_reduction_rounds_twice() -> None:
+    case = Case.parse("column P=4 batch=1 in=256 out=4 bfloat16 values=positive procedure=precision seed=0")
+    u, accumulator, tiny = 2.0**-8, 2.0**-24, 2.0**-133
+    own, after = 257 * accumulator / (1 - 257 * accumulator), 2 * u / (1 - 2 * u)
     expected = ((1 + own) * (1 + after) - 1) * 3.0 + 6 * tiny
     assert expected == bound(case, "output", np.array(3.0))
 

@@ -102,6 +102,8 @@ def test_a_case_shows_how_to_make_it_again() -> None:
         ("row P=2 in=4 out=2 gather_output", "row has no gather_output", "^" * 32),
         ("column P=2 in=4 out=2 reduce_output=False", "column has no reduce_output", "^" * 41),
         ("copy P=2 in=4 out=2", "copy has no out_features", "^" * 19),
+        ("copy P=2 in=4 out=2 bias", "copy has no bias", "^" * 24),
+        ("scatter P=2 in=4 dim=-2", "dim=-2 is out of range for a tensor of 1 dimensions", "^" * 23),
         ("column P=2 in=4", "in=4 out=0: sizes must be at least 1", "^" * 15),
         ("pair P=2 in=4 out=2", "P=2 must divide hidden, which has size 0, at least 1", "^" * 19),
         ("pair P=2 in=4 hidden=3 out=2", "P=2 must divide hidden, which has size 3, at least 1", "^" * 28),
@@ -158,6 +160,27 @@ def test_a_bad_line_says_what_is_wrong_and_points_at_it(line: str, reason: str, 
         Case.parse(line)
     expected = f"not a case: {reason}\n  {line}\n  {pointer}"
     assert expected == str(caught.value)
+
+
+LINEAR = ("out=2", "hidden=4", "bias", "gather_output", "skip_bias_add", "autocast=bfloat16")
+ROW = ("input_is_parallel=False", "reduce_output=False")
+# The words that a layer has not.
+FOREIGN = {
+    "column P=2 in=4 out=4": ("hidden=4", "dim=0", *ROW),
+    "row P=2 in=4 out=4": ("gather_output", "hidden=4", "dim=0"),
+    "pair P=2 in=4 hidden=4 out=4": ("dim=0", "skip_bias_add", "reduce_output=False"),
+    "copy P=2 in=4": ("dim=0", *LINEAR, *ROW),
+    "reduce P=2 in=4": ("dim=0", *LINEAR, *ROW),
+    "gather P=2 in=4": (*LINEAR, *ROW),
+    "scatter P=2 in=4": (*LINEAR, *ROW),
+}
+
+
+@pytest.mark.parametrize(("line", "word"), [(line, word) for line, words in FOREIGN.items() for word in words])
+def test_a_word_of_another_layer_is_refused(line: str, word: str) -> None:
+    assert Case.parse(line)
+    with pytest.raises(CaseSyntaxError, match=rf"^not a case: {line.split()[0]} has no {word.split('=')[0]}"):
+        Case.parse(f"{line} {word}")
 
 
 @pytest.mark.parametrize("line", ["", "  \t"])

@@ -46,6 +46,7 @@ TABLE = [
     ("gather P=2 batch=2x3 in=5 float64 dim=0", "S(0)/S(0)", "R/R", "", "all-gather 120 B", ""),
     ("scatter P=2 batch=4 in=5 bfloat16 dim=-2", "R/R", "S(-2)/S(-2)", "", "", "all-gather 20 B"),
     ("row P=2 batch=0x3 in=4 out=2 float16", "S(-1)/S(-1)", "R/R", "S(1)", "all-reduce 0 B", ""),
+    ("row P=2 batch=3 in=4 out=2 float16", "S(-1)/S(-1)", "R/R", "S(1)", "all-reduce 12 B", ""),
     ("column P=2 batch=none in=3 out=4 float64", "R/R", "S(-1)/S(-1)", "S(0)", "", "all-reduce 24 B"),
 ]
 
@@ -81,6 +82,15 @@ def test_shapes_are_those_of_the_whole_tensors(layer: str) -> None:
     assert terms.input_shape == (2, 0, 3, 4)
     assert terms.output_shape == (2, 0, 3, 6)
     assert not terms.returns_bias
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [(COLUMN, False), (f"{COLUMN} skip_bias_add", True), (f"{ROW} skip_bias_add", True), (PAIR, False)]
+    + [(f"{name} {FUNCTION}", False) for name in ("copy", "reduce", "gather", "scatter")],
+)
+def test_a_bias_is_returned_with_skip_bias_add_alone(line: str, expected: bool) -> None:
+    assert expected == agreement(Case.parse(line)).returns_bias
 
 
 def test_a_gradient_is_placed_as_its_value_but_for_partial_ones() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from doctoring import Doctored, Numbers, Scene, as_seen, clean, gradient, one_ulp_off, times, with_gradient, without
@@ -23,6 +25,7 @@ PAIR = "pair P=2 batch=3 in=2 hidden=4 out=3 float32 bias values=small seed=22"
 FUNCTIONS = {
     name: f"{name} P=4 batch=2 in=8 float32 values=small seed=21" for name in ("copy", "reduce", "gather", "scatter")
 }
+COPY_TWICE = f"{FUNCTIONS['copy']} procedure=accumulate"
 _REPLICAS = "backward.replicas"
 
 
@@ -136,8 +139,20 @@ TABLE = (
     Doctored("pair.backward.gradients", "weight2's rows reversed", PAIR, gradient("weight2", reversed_rows)),
     Doctored("pair.backward.gradients", "first bias's doubled", PAIR, gradient("bias", times(2))),
     Doctored("copy.backward", "not reduced", FUNCTIONS["copy"], gradient("x", own_term), ("copy.adjoint", _REPLICAS)),
+    Doctored("copy.backward", "averaged in the first of two runs", COPY_TWICE, gradient("x", times(1 / 4))),
     Doctored("copy.backward", "averaged", FUNCTIONS["copy"], gradient("x", times(1 / 4)), ("copy.adjoint",)),
     Doctored("reduce.backward", "reduced again", FUNCTIONS["reduce"], gradient("x", times(4)), ("reduce.adjoint",)),
+    Doctored("gather.backward", "none on rank 1", FUNCTIONS["gather"], without("gradients", "x"), ranks=(1,)),
+    Doctored(
+        "gather.backward", "one row on rank 1", FUNCTIONS["gather"], gradient("x", lambda s, r, v: v[:1]), ranks=(1,)
+    ),
+    Doctored(
+        "gather.backward",
+        "a row too many on rank 1",
+        FUNCTIONS["gather"],
+        gradient("x", lambda s, r, v: v[[0, 0, 1]]),
+        ranks=(1,),
+    ),
     Doctored("gather.backward", "summed", FUNCTIONS["gather"], gradient("x", summed), ("gather.adjoint",)),
     Doctored(
         "gather.backward", "slice of rank 0", FUNCTIONS["gather"], gradient("x", of_rank_0("x")), ("gather.adjoint",)
@@ -162,3 +177,11 @@ def test_a_gradient_wrong_in_one_thing_is_named_by_its_clause(entry: Doctored) -
 def test_what_the_doctored_gradients_were_made_from_breaks_no_clause(line: str) -> None:
     scene = clean(line)
     assert not judge(scene.case, scene.truth, scene.seen)
+
+
+def test_two_backwards_through_one_graph_are_judged_by_the_truth_of_the_first_run() -> None:
+    """There is no other; whatever else the truth holds is of no case."""
+    scene = clean(TWICE)
+    run = scene.truth.runs[0]
+    later = replace(run, gradients={name: 2 * value for name, value in run.gradients.items()})
+    assert not judge(scene.case, replace(scene.truth, runs=(run, later)), scene.seen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from doctoring import (
@@ -20,7 +22,7 @@ from doctoring import (
     without,
 )
 
-from spec import judge
+from spec import Truth, judge
 from spec.placements import Floats, bounds
 
 COLUMN = "column P=2 batch=3 in=4 out=4 float32 bias values=small seed=1"
@@ -34,10 +36,18 @@ AUTOCAST = "column P=2 batch=3 in=4 out=4 float32 autocast=bfloat16 values=small
 FUNCTIONS = {
     name: f"{name} P=4 batch=2 in=8 float32 values=small seed=9" for name in ("copy", "reduce", "gather", "scatter")
 }
+COPY_TWICE = f"{FUNCTIONS['copy']} procedure=accumulate"
 PAIR = "pair P=2 batch=3 in=2 hidden=4 out=3 float32 bias values=small seed=10"
 PAIR_GATHERED = (
     "pair P=2 batch=3 in=2 hidden=4 out=3 float32 gather_output input_is_parallel=False values=small seed=10"
 )
+# In one row a wrong bias can be told from a wrong product only where it is a multiple of the right one.
+ONE_ROW = "row P=4 batch=1 in=8 out=2 float32 bias values=small seed=4"
+ONE_ELEMENT = "row P=2 batch=1 in=4 out=1 float32 bias values=small seed=4"
+EQUAL_ROWS = "row P=2 batch=3 in=4 out=4 float32 bias x=expanded values=small seed=4"
+RISING_ROWS = "row P=2 batch=2 in=4 out=2 float32 bias values=small seed=0"
+TWO_RUNS = "row P=2 batch=1 in=4 out=2 float32 bias values=small procedure=accumulate seed=4"
+TWO_LAYERS = "row P=2 batch=1 in=4 out=2 float32 bias values=small procedure=update seed=4"
 _REPLICAS = ("forward.replicas",)
 
 
@@ -95,6 +105,22 @@ TABLE = (
     Doctored("row.forward.bias-once", "divided by P", ROW_OF_FOUR, output(bias_counted(1 / 4))),
     Doctored("row.forward.bias-once", "left out", ROW, output(bias_counted(0))),
     Doctored("row.forward.bias-once", "on rank 0 only", ROW, output(bias_counted(0)), _REPLICAS, ranks=(1,)),
+    *(
+        Doctored("row.forward.bias-once", f"counted {factor} times in one row", ONE_ROW, output(bias_counted(factor)))
+        for factor in (0, 1 / 4, 2, 3, 4)
+    ),
+    Doctored("row.forward.value", "counted more often than there are ranks", ONE_ROW, output(bias_counted(5))),
+    Doctored("row.forward.value", "counted twice in one element", ONE_ELEMENT, output(bias_counted(2))),
+    Doctored("row.forward.value", "the same error in equal rows", EQUAL_ROWS, output(lambda s, r, y: y + np.arange(4))),
+    Doctored(
+        "row.forward.bias-once", "another bias in rows that rise", RISING_ROWS, output(lambda s, r, y: y + np.arange(2))
+    ),
+    Doctored("row.forward.bias-once", "left out of the first of two runs", TWO_RUNS, output(bias_counted(0))),
+    Doctored("row.forward.bias-once", "left out of the first of two layers", TWO_LAYERS, output(bias_counted(0))),
+    Doctored(
+        "row.forward.value", "one of equal rows, twice the bias", EQUAL_ROWS, output(lambda s, r, y: y[:1] + data(s)[2])
+    ),
+    Doctored("row.forward.value", "the bias added all the same", SKIPPED, output(lambda s, r, y: y + data(s)[2])),
     Doctored("column.forward.bias-once", "doubled", COLUMN, output(lambda s, r, y: y + np.split(data(s)[2], 2)[r])),
     Doctored("column.forward.bias-once", "slice of rank 0", COLUMN, output(first_bias_slice_on_every_rank)),
     Doctored("column.forward.value", "transposed square weight", COLUMN, output(product_of_the_transposed_weight)),
@@ -112,13 +138,24 @@ TABLE = (
     Doctored("row.forward.partial", "term of the other rank", PARTIAL, output(lambda s, r, y: term(s, 1 - r))),
     Doctored("forward.replicas", "another rounding on rank 1", REAL, output(one_ulp_off), ranks=(1,)),
     Doctored("forward.dtype", "wider than the input", COLUMN, output(as_seen, dtype="float64")),
+    Doctored("forward.dtype", "narrower than the input", COLUMN, output(as_seen, dtype="bfloat16")),
     Doctored("forward.dtype", "not the autocast dtype", AUTOCAST, output(as_seen, dtype="float32")),
     Doctored("forward.returns", "a tensor where a pair is due", SKIPPED, facts(pair=False)),
     Doctored("forward.returns", "a pair where a tensor is due", ROW, facts(pair=True)),
     Doctored("forward.returns", "no bias in the pair", SKIPPED, fields(returned_bias=None)),
     Doctored("forward.returns", "another bias in the pair", SKIPPED, fields(returned_bias=bits(np.ones(3)))),
     Doctored("forward.returns", "a copy of the bias", SKIPPED, facts(bias_is_parameter=False)),
+    Doctored("copy.forward", "P times in the first of two runs", COPY_TWICE, output(times(4))),
     Doctored("copy.forward", "P times", FUNCTIONS["copy"], output(times(4)), ("copy.adjoint",)),
+    Doctored("scatter.forward", "no output on rank 1", FUNCTIONS["scatter"], fields(output=None), ranks=(1,)),
+    Doctored(
+        "scatter.forward",
+        "a row too many on rank 1",
+        FUNCTIONS["scatter"],
+        output(lambda s, r, y: y[[0, 0, 1]]),
+        ranks=(1,),
+    ),
+    Doctored("scatter.forward", "one row on rank 1", FUNCTIONS["scatter"], output(lambda s, r, y: y[:1]), ranks=(1,)),
     Doctored(
         "reduce.forward", "not reduced", FUNCTIONS["reduce"], output(own_term), ("reduce.adjoint", "forward.replicas")
     ),
@@ -142,6 +179,7 @@ TABLE = (
     ),
     Doctored("column.weight.shard", "slice of rank 0", COLUMN, parameter("weight", lambda s, r, w: data(s)[1][:2])),
     Doctored("column.weight.shard", "whole", COLUMN, parameter("weight", lambda s, r, w: data(s)[1])),
+    Doctored("column.weight.shard", "narrower", COLUMN, parameter("weight", as_seen, dtype="bfloat16")),
     Doctored("column.weight.shard", "wider", COLUMN, parameter("weight", as_seen, dtype="float64")),
     Doctored("column.bias.shard", "slice of rank 0", COLUMN, parameter("bias", lambda s, r, b: data(s)[2][:2])),
     Doctored("column.bias.shard", "whole", COLUMN, parameter("bias", lambda s, r, b: data(s)[2])),
@@ -163,3 +201,15 @@ def test_an_output_wrong_in_one_thing_is_named_by_its_clause(entry: Doctored) ->
 def test_what_the_doctored_outputs_were_made_from_breaks_no_clause(line: str) -> None:
     scene = clean(line)
     assert not judge(scene.case, scene.truth, scene.seen)
+
+
+@pytest.mark.parametrize("line", [ROW, COLUMN, PAIR, REAL, *FUNCTIONS.values()])
+def test_a_first_run_is_judged_by_the_truth_of_the_first(line: str) -> None:
+    """Whatever the truth holds of later ones."""
+    scene = clean(line)
+    given, run = scene.truth.data[0], scene.truth.runs[0]
+    later = replace(
+        run, output=2 * run.output, gradients={name: 2 * value for name, value in run.gradients.items()}, magnitudes={}
+    )
+    longer = Truth((given, replace(given, x=3 * given.x, g=2 * given.g)), (run, later))
+    assert not judge(scene.case, longer, scene.seen)

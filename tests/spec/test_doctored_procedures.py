@@ -46,6 +46,7 @@ GATHER = Collective("all-gather", 8, "float32")
 LONG = "bfloat16 values=positive procedure=precision"
 LONG_IN = f"column P=2 batch=2 in=96 out=4 {LONG} seed=52"
 LONG_OUT = f"row P=2 batch=2 in=4 out=96 {LONG} seed=53"
+REAL_TWICE = "row P=2 batch=2 in=4 out=4 float32 values=gaussian procedure=accumulate seed=54"
 LONG_BATCH = f"row P=2 batch=128 in=4 out=16 {LONG.replace('bfloat16', 'bfloat16 bias')} seed=54"
 
 
@@ -167,6 +168,8 @@ TABLE = (
         facts("loaded", loud={"missing": False, "unexpected": True, "shape": True}),
     ),
     Doctored("precision.forward", "narrow sums", LONG_IN, output(narrow_output)),
+    Doctored("precision.forward", "doubled in the first of two runs", REAL_TWICE, output(times(2))),
+    Doctored("precision.input-grad", "doubled in the first of two runs", REAL_TWICE, gradient("x", times(2))),
     Doctored("precision.input-grad", "narrow sums", LONG_OUT, gradient("x", narrow_input_gradient)),
     Doctored("precision.weight-grad", "narrow sums", LONG_BATCH, gradient("weight", narrow_weight_gradient)),
     Doctored("precision.bias-grad", "narrow sums", LONG_BATCH, gradient("bias", narrow_bias_gradient)),

@@ -6,9 +6,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from doctoring import Change, Doctored, bits, clean, collectives, facts, fate, fields, one_ulp_off, output, raised
+from doctoring import (
+    Change,
+    Doctored,
+    bits,
+    clean,
+    collectives,
+    facts,
+    fate,
+    fields,
+    one_ulp_off,
+    output,
+    raised,
+    with_facts,
+)
 
-from spec import REGISTER, Collective, Observation, Truth, Violation, judge
+from spec import REGISTER, Collective, Observation, Raised, Truth, Violation, judge
 
 ROW = "row P=2 batch=3 in=4 out=4 float32 bias values=small seed=31"
 COLUMN = "column P=2 batch=3 in=4 out=4 float32 bias values=small seed=32"
@@ -20,6 +33,8 @@ NO_ROWS = "row P=2 batch=0 in=4 out=4 float32 values=small seed=37"
 COPY = "copy P=2 batch=3 in=4 float32 values=small seed=38"
 GATHER = "gather P=2 batch=3 in=4 float32 values=small seed=39"
 REFUSE = "row P=2 batch=3 in=4 out=3 float32 procedure=refuse fault=indivisible seed=40"
+TWICE = "row P=2 batch=3 in=4 out=4 float32 values=small procedure=twice seed=40"
+RETAIN = "row P=2 batch=3 in=4 out=4 float32 values=small procedure=retain seed=40"
 ALONE = "column P=1 batch=3 in=64 out=3 float32 values=gaussian procedure=precision seed=41"
 ALONE_EXACT = "row P=1 batch=3 in=4 out=3 float32 bias seed=42"
 
@@ -28,6 +43,13 @@ CRASHED = fate("raised", raised=raised("IndexError", "index 4 is out of bounds")
 REDUCE = Collective("all-reduce", 48, "float32", ranks=(0, 1))
 BACKWARD = replace(REDUCE, phase="backward")
 FORWARD_BUDGET, BACKWARD_BUDGET = "collectives.forward-budget", "collectives.backward-budget"
+
+
+def _of_a_subclass(seen: Observation) -> Raised:
+    """The refusal of another type that is a ValueError too."""
+    refusal = seen.steps["refused"].raised
+    assert refusal is not None
+    return replace(refusal, types=("UnicodeError", *refusal.types))
 
 
 def alias(*pairs: str) -> Change:
@@ -65,6 +87,13 @@ TABLE = (
         ranks=(1,),
     ),
     Doctored(
+        "refuse.same-everywhere",
+        "another type on rank 1",
+        REFUSE,
+        lambda scene, seen: fields("refused", raised=_of_a_subclass(seen))(scene, seen),
+        ranks=(1,),
+    ),
+    Doctored(
         "refuse.type",
         "an assertion",
         REFUSE,
@@ -79,12 +108,17 @@ TABLE = (
     Doctored("purity.no-alias", "output is the input", GATHER, alias("output/x")),
     Doctored("purity.no-alias", "gradient is the upstream", COPY, alias("x.grad/g")),
     Doctored("purity.no-alias", "gradient is the weight", ROW, alias("weight.grad/weight")),
+    Doctored("purity.no-alias", "output is the upstream gradient", COPY, alias("output/g")),
+    Doctored("purity.no-alias", "gradient is the input", COPY, alias("x.grad/x")),
+    Doctored("purity.no-alias", "output is the input of one rank", ALONE_EXACT, alias("output/x")),
+    Doctored("parameters.own-storage", "one element for all", ROW, facts(storage_bytes={"weight": 4})),
     Doctored("parameters.own-storage", "a view of the master", ROW, alias("weight/master_weight")),
     Doctored("parameters.own-storage", "bias is the master", ROW, alias("bias/master_bias")),
     Doctored("parameters.own-storage", "keeps the whole", ROW, facts(storage_bytes={"weight": 64})),
     Doctored("one-rank.bits", "another rounding", ALONE, output(one_ulp_off)),
     Doctored("one-rank.bits", "another dtype of a gradient", ALONE_EXACT, fields("dense", gradients={"x": None})),
     Doctored("one-rank.nodes", "a node of its own", ALONE_EXACT, facts(nodes=["AddmmBackward0", "CopyBackward"])),
+    Doctored("one-rank.nodes", "a node too few", ALONE_EXACT, facts(nodes=["AccumulateGrad"])),
     Doctored("one-rank.no-collective", "an all-reduce of one", ALONE_EXACT, fields(collectives=(REDUCE,))),
     Doctored(
         "collectives.group", "the world", SUBGROUP, collectives(lambda log: (replace(log[0], ranks=(0, 1, 2, 3)),))
@@ -105,6 +139,7 @@ TABLE = (
         collectives(lambda log: (replace(log[0], dtype="bfloat16"),)),
     ),
     Doctored(FORWARD_BUDGET, "twice", ROW, collectives(lambda log: log * 2)),
+    Doctored(FORWARD_BUDGET, "twice in the second run", TWICE, collectives(lambda log: log * 2, "second")),
     Doctored(FORWARD_BUDGET, "needless", COLUMN, collectives(lambda log: (REDUCE, *log))),
     Doctored(FORWARD_BUDGET, "none for no rows", NO_ROWS, collectives(lambda log: ())),
     Doctored(
@@ -127,9 +162,27 @@ def test_what_the_doctored_ranks_were_made_from_breaks_no_clause(line: str) -> N
     assert not judge(scene.case, scene.truth, scene.seen)
 
 
+@pytest.mark.parametrize("line", [COPY, COPY.replace("copy", "scatter"), GATHER.replace("P=2", "P=1")])
+def test_a_function_that_does_not_compute_may_return_a_view(line: str) -> None:
+    scene = clean(line)
+    assert not judge(scene.case, scene.truth, [alias("output/x")(scene, seen) for seen in scene.seen])
+
+
 def lost(*observations: Observation) -> list[str]:
     """What `judge` names, in order."""
     return [finding.clause.name for finding in judge(clean(ROW).case, Truth(()), observations)]
+
+
+def test_a_lost_rank_is_named_whatever_clauses_are_asked_for_first() -> None:
+    clauses = [REGISTER[name] for name in ("row.forward.value", "ranks.alive")]
+    findings = judge(clean(ROW).case, Truth(()), [Observation(0, fate="died")], clauses=clauses)
+    assert [finding.clause.name for finding in findings] == ["ranks.alive"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 0), ({"group": 3}, 3)])
+def test_a_finding_says_in_which_group(given: dict[str, int], expected: int) -> None:
+    (finding,) = judge(clean(ROW).case, Truth(()), [Observation(0, fate="died")], **given)
+    assert expected == finding.group
 
 
 def test_a_victim_is_never_the_cause() -> None:
@@ -257,3 +310,26 @@ def test_collectives_that_cannot_be_observed_break_no_clause() -> None:
     scene = clean(ROW)
     blind = fields(collectives=None)
     assert not judge(scene.case, scene.truth, [blind(scene, seen) for seen in scene.seen])
+
+
+def test_a_second_backward_has_no_budget() -> None:
+    """It repeats the collectives of the backward alone, which no table lists."""
+    scene = clean(RETAIN)
+    change = collectives(lambda log: (), "second")
+    assert not judge(scene.case, scene.truth, [change(scene, seen) for seen in scene.seen])
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [((1, 3), []), ((3, 1), []), ((0, 2), ["ranks [1, 3]"] * 2)])
+def test_a_second_group_has_ranks_of_its_own(ranks: tuple[int, ...], expected: list[str]) -> None:
+    scene = clean(SUBGROUP)
+    log = (replace(REDUCE, ranks=ranks),)
+    seen = [
+        replace(entry, steps={"first": with_facts(replace(entry.steps["first"], collectives=log), global_rank=rank)})
+        for entry, rank in zip(scene.seen, (1, 3), strict=True)
+    ]
+    violations = REGISTER["collectives.group"].check(scene.case, scene.truth, seen)
+    assert expected == [violation.expected for violation in violations]
+
+
+def test_the_group_of_a_rank_that_showed_nothing_is_not_asked_for() -> None:
+    assert not list(REGISTER["collectives.group"].check(clean(ROW).case, Truth(()), [Observation(0)]))

@@ -41,6 +41,11 @@ def test_what_is_replicated_is_whole_on_every_rank(P: int, size: int) -> None:
     assert np.array_equal(whole, unshard(Replicated(), parts))
 
 
+def test_of_replicas_that_differ_the_first_is_taken() -> None:
+    parts = [np.zeros(2), np.ones(2)]
+    assert unshard(Replicated(), parts) is parts[0]
+
+
 @given(st.integers(1, 5), st.integers(1, 4))
 def test_terms_add_up_to_the_value(P: int, size: int) -> None:
     terms = np.arange(float(P * size)).reshape(P, size)

@@ -17,7 +17,7 @@ from spec.case import FUNCTIONS, LINEAR
 from spec.numerics import FORMATS
 from spec.placements import Floats, local
 from spec.reference import truth
-from spec.values import longest_sum
+from spec.values import _repeats, longest_sum
 
 ITEMS = items()
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -268,3 +268,78 @@ def test_the_bits_of_a_line_of_subnormal_values_never_change() -> None:
     integers = {name: (value * (2**24 if name in ("weight", "bias") else 1)).tolist() for name, value in data.items()}
     expected = {"x": [11.0, 5.0], "weight": [[-9.0, 13.0], [10.0, 30.0]], "bias": [-18.0, 12.0], "g": [-13.0, 24.0]}
     assert expected == integers
+
+
+@given(st.sampled_from(DTYPES), st.sampled_from((1, 2)), st.lists(st.integers(1, 6), min_size=3, max_size=3))
+def test_the_amplitude_of_a_pair_is_the_largest_that_keeps_every_sum_exact(
+    dtype: str, P: int, sizes: list[int]
+) -> None:
+    """Sums of products of sums, and a bias in both."""
+    inner, hidden, outer = sizes
+    case = Case("pair", P, inner, outer, hidden * P, batch=(2,), dtype=dtype, bias=True)
+    terms, limit = longest_sum(case), FORMATS[dtype].exact
+
+    def largest_sum(a: int) -> int:
+        return terms * (terms * a * a + a) * a + a
+
+    if largest_sum(1) > limit:
+        with pytest.raises(ValueError, match="leave the exact integers"):
+            amplitude(case)
+        return
+    a = amplitude(case)
+    assert largest_sum(a) <= limit < largest_sum(a + 1)
+
+
+@pytest.mark.parametrize("layer", ["copy", "reduce"])
+def test_terms_of_few_possible_values_differ_too(layer: str) -> None:
+    for seed in range(50):
+        data = inputs(Case.parse(f"{layer} P=2 batch=none in=1 float32 values=small seed={seed}"))
+        one, two = data.x if layer == "reduce" else data.g
+        assert one != two
+
+
+@pytest.mark.parametrize("size", [5, 6])
+def test_a_vector_of_few_possible_values_holds_each_once(size: int) -> None:
+    """Integers of -3 to 3 without zero: six, and a vector of six has them all."""
+    for seed in range(20):
+        x = inputs(Case.parse(f"row P=1 batch=none in={size} out=1 float32 values=small seed={seed}")).x
+        assert len(set(x.tolist())) == size
+
+
+def test_positive_values_are_kept_away_from_zero_and_not_far() -> None:
+    drawn = inputs(Case.parse("row P=1 batch=64 in=64 out=1 float32 values=positive procedure=precision seed=1")).x
+    assert 0.5 <= drawn.min() < 0.51
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_expanded_rows_are_equal_from_two_on(rows: int) -> None:
+    x = inputs(Case.parse(f"row P=1 batch={rows} in=4 out=1 float32 x=expanded seed=5")).x
+    assert (x == x[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.array(1.0), False),
+        (np.array([1.0]), False),
+        (np.array([1.0, 2.0]), False),
+        (np.array([1.0, 1.0]), True),
+        (np.array([[1.0, 2.0], [1.0, 2.0]]), True),
+        (np.array([[1.0, 1.0], [2.0, 2.0]]), True),
+        (np.array([[1.0, 2.0], [2.0, 1.0]]), False),
+        (np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 4.0]]), False),
+        (np.array([[[1.0, 2.0, 3.0]], [[1.0, 2.0, 3.0]]]), True),
+        (np.array([[[1.0, 2.0, 2.0]], [[1.0, 3.0, 3.0]]]), True),
+        (np.zeros((0, 3)), False),
+    ],
+)
+def test_equal_rows_and_columns_are_seen(value: Floats, expected: bool) -> None:
+    assert expected == _repeats(value)
+
+
+def test_values_that_repeat_are_drawn_again() -> None:
+    """Of four values between -3 and 3 in a square, two rows or columns would often be equal."""
+    for seed in range(100):
+        weight = inputs(Case.parse(f"row P=1 batch=none in=2 out=2 float32 values=small seed={seed}")).weight
+        assert weight is not None
+        assert not _repeats(weight)

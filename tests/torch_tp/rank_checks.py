@@ -12,7 +12,9 @@ import logging
 import os
 import pickle
 import re
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -121,6 +123,22 @@ def check_second_derivatives_are_the_dense_ones(rank: int) -> None:
         same(*found)
 
 
+def check_derivatives_of_the_weights_gradient_are_the_dense_ones(rank: int) -> None:
+    for kind, options, dim in (
+        (ColumnParallelLinear, {"gather_output": True}, 0),
+        (RowParallelLinear, {"input_is_parallel": False}, 1),
+    ):
+        linear, g, v = dense(), integers(3, 6, seed=3), integers(6, 4, seed=5)
+        found = []
+        for layer, own in ((linear, v), (kind.from_linear(linear, **options), v.chunk(P, dim)[rank])):
+            x = integers(3, 4).requires_grad_()
+            (first,) = torch.autograd.grad(layer(x) ** 2, layer.weight, g, create_graph=True)
+            found.append(torch.autograd.grad(first, (x, layer.weight), own))
+        (whole_x, whole_weight), (own_x, own_weight) = found
+        same(whole_x, own_x)
+        same(whole_weight.chunk(P, dim)[rank], own_weight)
+
+
 def check_functions_keep_what_they_are_given(rank: int) -> None:
     base, up = integers(4, 2, seed=rank), integers(4, 1, seed=7 + rank)
     for function in (torch_tp.copy, torch_tp.reduce, torch_tp.gather, lambda t: torch_tp.scatter(t, 0)):
@@ -133,6 +151,14 @@ def check_functions_keep_what_they_are_given(rank: int) -> None:
         same(before[0], x.detach())
         same(before[1], g)
         assert before[2:] == (x._version, g._version)
+
+
+def check_functions_cut_and_join_the_last_dimension(rank: int) -> None:
+    """Unless another is named."""
+    x = integers(2, 4, 6, seed=rank)
+    same(torch_tp.gather(x, 2), torch_tp.gather(x))
+    same(torch_tp.scatter(x, 2), torch_tp.scatter(x))
+    assert (torch_tp.gather(x).shape, torch_tp.scatter(x).shape) == ((2, 4, 12), (2, 4, 3))
 
 
 def check_what_functions_return_is_the_callers_own(rank: int) -> None:
@@ -187,6 +213,23 @@ def check_init_makes_groups_of_neighbours(rank: int) -> None:
     assert (rank,) == layer._group.global_ranks
     refusal(ValueError, "tp_size = 3 with 2 processes", lambda: torch_tp.init_tensor_parallel(tp_size=3))
     refusal(ValueError, "backend = 'nccl', but .*'gloo'", lambda: torch_tp.init_tensor_parallel("nccl"))
+
+
+def check_the_same_group_is_made_once(rank: int) -> None:
+    groups = []
+    for _ in range(2):
+        torch_tp.init_tensor_parallel(tp_size=1)
+        groups.append(ColumnParallelLinear(4, 6)._group.process_group)
+    assert groups[0] is groups[1]
+
+
+def check_synchronizing_waits_for_the_last(rank: int) -> None:
+    mark = Path(os.environ["TP_TEST_STORE"] + "-mark")
+    if rank == 1:
+        time.sleep(0.5)
+        mark.touch()
+    torch_tp.synchronize_across_ranks()
+    assert mark.exists()
 
 
 def check_a_default_group_does_not_outlive_its_world(rank: int) -> None:
@@ -256,6 +299,9 @@ def check_agreement_passes_the_check(rank: int) -> None:
         check_column_is_the_dense_layer(rank)
         check_row_is_the_dense_layer(rank)
         check_functions_on_empty_tensors(rank)
+        # Terms and slices are the ranks' own.
+        torch_tp.reduce(integers(2, 3) + rank)
+        torch_tp.gather(integers(2, 3) + rank)
 
 
 def check_functions_on_empty_tensors(rank: int) -> None:
@@ -290,6 +336,8 @@ def check_disagreements_are_named_on_every_rank(rank: int) -> None:
         ),
         r"dim is 0 on rank 0, 1 on rank 1": lambda: torch_tp.gather(x.detach(), rank),
         r"requires_grad is False on rank 0, True on rank 1": lambda: torch_tp.copy(x.detach().requires_grad_(other)),
+        r"checksum of the replicated input is \w+ on rank 0": lambda: torch_tp.copy(x.detach() + rank),
+        r"checksum of the replicated input is": lambda: torch_tp.scatter(x.detach() + rank),
         r"src_rank is 0 on rank 0, 1 on rank 1": lambda: torch_tp.broadcast_tensor(x.detach(), rank),
         # What one rank alone would refuse, while the other waited for it.
         r"src_rank is 0 on rank 0, 9 on rank 1": lambda: torch_tp.broadcast_tensor(x.detach(), 9 * rank),

@@ -134,6 +134,26 @@ CONSTRUCTIONS: list[tuple[type[nn.Module], dict[str, Any], type[Exception], str]
     ),
     (
         ColumnParallelLinear,
+        {"rank": -1},
+        ValueError,
+        "rank = -1, world_size = 2; world_size must be at least 1 and rank at least 0 and less than world_size",
+    ),
+    (
+        ColumnParallelLinear,
+        {"rank": None},
+        ValueError,
+        "rank=None, world_size=2, group=None; give rank= and world_size= together to build a shard "
+        "without a process group, or group= alone",
+    ),
+    (
+        ColumnParallelLinear,
+        {"group": "tp"},
+        ValueError,
+        "rank=1, world_size=2, group='tp'; give rank= and world_size= together to build a shard "
+        "without a process group, or group= alone",
+    ),
+    (
+        ColumnParallelLinear,
         {"world_size": None},
         ValueError,
         "rank=1, world_size=None, group=None; give rank= and world_size= together to build a shard "

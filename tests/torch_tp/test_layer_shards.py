@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_tp import ColumnParallelLinear, Replicate, RowParallelLinear, Shard
+from torch_tp.group import Group
 
 LAYERS = [(ColumnParallelLinear, 0), (RowParallelLinear, 1)]
 WORLDS = [1, 2, 4]
@@ -146,6 +148,19 @@ def test_placements_without_a_bias_and_with_more_parameters() -> None:
 
     assert part.placements == {"weight": Shard(0)}
     assert part.adapter not in part.placements
+
+
+def test_conversions_reach_what_was_added_to_a_layer() -> None:
+    part = ColumnParallelLinear(8, 12, rank=0, world_size=2)
+    part.adapter = nn.Linear(2, 3)
+
+    assert part.double().adapter.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("value", [Shard(0), Replicate(), Group(0, 1)])
+def test_what_layers_and_parameters_share_cannot_be_changed(value: Any) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        value.dim = 1
 
 
 def test_repr_says_the_arguments() -> None:

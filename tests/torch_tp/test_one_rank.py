@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import torch_tp
-from torch_tp import ColumnParallelLinear, RowParallelLinear
+from torch_tp import ColumnParallelLinear, RowParallelLinear, collectives, debug
 
 FLAGS = [
     (ColumnParallelLinear, {}),
@@ -101,3 +101,44 @@ def test_a_dimension_that_is_not_there(function: Any, where: dict[str, int]) -> 
         function(torch.ones(3, 8), "last")
     with pytest.raises(TypeError, match=rf"^{name}: the input is a list; it must be a torch.Tensor$"):
         function([1.0])
+
+
+@pytest.mark.parametrize("where", ["world of one"], indirect=True)
+@pytest.mark.parametrize("function", [torch_tp.gather, torch_tp.scatter])
+def test_dimensions_count_from_either_end(function: Any, where: dict[str, int]) -> None:
+    x = torch.ones(3, 8)
+    assert all(function(x, dim) is x for dim in (-2, -1, 0, 1))
+    with pytest.raises(ValueError, match=r"dim = -3, but .* has 2 dimensions"):
+        function(x, -3)
+
+
+@pytest.mark.parametrize("where", ["world of one"], indirect=True)
+@pytest.mark.parametrize("source", [-1, 1])
+def test_a_source_that_is_not_there(source: int, where: dict[str, int]) -> None:
+    text = rf"^torch_tp\.broadcast_tensor: src_rank = {source}; the group has the ranks 0 to 0$"
+    with pytest.raises(ValueError, match=text):
+        torch_tp.broadcast_tensor(torch.ones(2), source)
+
+
+def test_one_rank_has_nobody_to_compare_with(where: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setenv("TP_DEBUG", "check")
+    monkeypatch.setattr(debug, "check", lambda what, *rest: compared.append(what))
+    x = torch.ones(3, 8)
+    for layer in (ColumnParallelLinear, RowParallelLinear):
+        layer(8, 12, **where)(x)
+    if not where:
+        for function in (torch_tp.copy, torch_tp.reduce, torch_tp.gather, torch_tp.scatter, torch_tp.broadcast_tensor):
+            function(x)
+    assert not compared
+
+
+@pytest.mark.parametrize("where", ["world of one"], indirect=True)
+def test_the_utilities_of_one_rank_communicate_nothing(where: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+    for name in ("all_reduce", "broadcast", "barrier"):
+        monkeypatch.setattr(collectives, name, lambda *given, name=name: entered.append(name))
+    torch_tp.all_reduce_sum(torch.ones(2))
+    torch_tp.broadcast_tensor(torch.ones(2))
+    torch_tp.synchronize_across_ranks()
+    assert not entered

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import torch_tp
-from torch_tp import TensorParallelConfig
+from torch_tp import TensorParallelConfig, runtime
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -35,6 +35,38 @@ def test_torchrun_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
     assert torch_tp.get_tensor_parallel_config() == TensorParallelConfig(5, 8, 1, 5, 8, "gloo")
+
+
+def test_the_smallest_numbers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+    assert torch_tp.get_tensor_parallel_config() == TensorParallelConfig()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nccl", "expected"),
+    [(True, True, "nccl"), (True, False, "gloo"), (False, True, "gloo"), (False, False, "gloo")],
+)
+def test_nccl_needs_gpus_and_a_torch_that_has_it(
+    gpus: bool, nccl: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: nccl)
+
+    assert torch_tp.get_tensor_parallel_config().backend == expected
+
+
+def test_a_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    runtime._claim_gpu(1)
+
+    assert taken == [1]
+    with pytest.raises(ValueError, match=r"LOCAL_RANK = 2 on a host with 2 GPUs; start at most one process per GPU"):
+        runtime._claim_gpu(2)
+    assert taken == [1]
 
 
 @pytest.mark.parametrize(

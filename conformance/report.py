@@ -53,7 +53,8 @@ def _diagnosed(diagnosis: Diagnosis) -> list[str]:
         lines += _wrapped("passes", f"the same case {', and '.join(diagnosis.passes)}")
     if diagnosis.probe:
         lines += _wrapped("probe", f"told from {diagnosis.probe}")
-    for number, error in enumerate(diagnosis.errors):
+    excessive = [error for error in diagnosis.errors if error.excessive] or diagnosis.errors[:1]
+    for number, error in enumerate(excessive):
         lines += _wrapped("rounding" if number == 0 else "", str(error))
     return lines
 

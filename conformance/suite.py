@@ -7,16 +7,18 @@ failed keeps its verdict, so that what is random in an implementation cannot con
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from conformance.adapters.protocol import Declaration
 from conformance.known import Known
+from conformance.lost import lost_ranks
 from conformance.observers import Groups, Options, observer
+from conformance.stacks import shown
 from conformance.tally import Tally
 from spec import Case, Clause, Finding, Observation, Truth, applicable, judge
-from spec.clauses.ranks import table_of_collectives
 
 DEADLINE, COMPILE_DEADLINE = 10.0, 300.0
 # Every case that hangs costs its deadline. Once one was confirmed the next need not wait so long, and after some of
@@ -66,6 +68,7 @@ class Suite:
         """Forget what only the last item's cases had shown."""
         self._failed: dict[str, Verdict] = {}
         self._hangs = 0
+        self._hung_at: set[tuple[str, ...]] = set()
 
     def examine(self, case: Case) -> Verdict:
         """Run one case, judge it and count it."""
@@ -113,8 +116,9 @@ class Suite:
         groups = self.observer.observe(case, self._deadline(case))
         if groups[0][0].declined:
             return Verdict(case, groups=groups, declined=groups[0][0].declined)
-        if _lost(groups):
-            return self._verdict_on_loss(case, groups)
+        return self._verdict_on_loss(case, groups) if _lost(groups) else self._verdict_on_return(case, groups)
+
+    def _verdict_on_return(self, case: Case, groups: Groups) -> Verdict:
         findings = self._judge(case, groups)
         if _parted(findings):
             self.observer.renew(case)
@@ -125,15 +129,21 @@ class Suite:
         return Verdict(case, findings, groups)
 
     def _verdict_on_loss(self, case: Case, groups: Groups) -> Verdict:
-        """A loss must come back on fresh ranks; of hangs, only the first of an item has to."""
-        if not (self._hangs and _has_hung(groups)):
+        """A loss must come back on fresh ranks, except a hang like one that did."""
+        if not (_has_hung(groups) and _standing(groups) in self._hung_at):
             again = self.observer.observe(case, _full_deadline(case))
             if not _lost(again):
-                return Verdict(case, groups=groups, intermittent=_told(groups))
+                # After a hang deadlines are short: the ranks may only have been slow.
+                slow = _has_hung(groups) and self._deadline(case) < _full_deadline(case)
+                if slow:
+                    return self._verdict_on_return(case, again)
+                return Verdict(case, groups=groups, intermittent=_told(case, groups))
             groups = again
-        self._hangs += _has_hung(groups)
+        if _has_hung(groups):
+            self._hangs += 1
+            self._hung_at.add(_standing(groups))
         findings = self._judge(case, groups)
-        return Verdict(case, findings, groups, intermittent="" if findings else _told(groups))
+        return Verdict(case, findings, groups, intermittent="" if findings else _told(case, groups))
 
     def _judge(self, case: Case, groups: Groups) -> tuple[Finding, ...]:
         clauses = self._clauses(case)
@@ -189,17 +199,20 @@ def _lost(groups: Groups) -> bool:
     return any(seen.fate != "returned" for group in groups for seen in group)
 
 
+def _standing(groups: Groups) -> tuple[str, ...]:
+    """Where every rank was lost: its fate, its last collective without the size, and its innermost call."""
+    return tuple(
+        " ".join([seen.fate, *(re.sub(r"\d+ B", "", line) for line in seen.entered[-1:]), *shown(seen.stack)[:1]])
+        for group in groups
+        for seen in group
+    )
+
+
 def _has_hung(groups: Groups) -> bool:
     return any(seen.fate == "hung" for group in groups for seen in group)
 
 
-def _told(groups: Groups) -> str:
+def _told(case: Case, groups: Groups) -> str:
     """What became of ranks that did not simply answer."""
-    lines: list[str] = []
-    for seen in groups:
-        lines += table_of_collectives(seen).splitlines()
-        for entry in seen:
-            what = str(entry.raised or entry.exit)
-            lines += [f"rank {entry.rank} {entry.fate}: {what}"] if what else []
-            lines += [f"  {line}" for line in entry.stack.splitlines()[:8]]
-    return "\n".join(lines)
+    pairs = zip(groups, case.group_ranks, strict=True)
+    return "\n".join(line for seen, ranks in pairs for line in lost_ranks(seen, ranks))

@@ -119,8 +119,11 @@ def _reduction_dtype(case: Case, seen: Seen) -> list[Found]:
 
 def _returned(case: Case, seen: Seen) -> list[Found]:
     facts = seen[0].steps["first"].facts
-    kind = facts.get("returned") or ("a pair" if facts.get("pair") else "")
-    return [("output", say.NO_TENSOR.format(what=kind))] if kind else []
+    pair = bool(facts.get("pair"))
+    if facts.get("returned") or pair != case.skip_bias_add:
+        kind = facts.get("returned") or ("a pair" if pair else "a tensor")
+        return [("output", say.NO_TENSOR.format(what=kind))]
+    return [("bias", say.OTHER_BIAS)]
 
 
 def _frozen(case: Case, seen: Seen) -> list[Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from conformance.diagnosis import runs
 from conformance.diagnosis import sentences as say
 from conformance.diagnosis.conduct import conduct
 from conformance.diagnosis.facts import facts
-from conformance.diagnosis.guesses import fitting
+from conformance.diagnosis.guesses import fitting, ranks
 from conformance.diagnosis.probe import contrasts, is_larger, probes, single_rank
 from conformance.diagnosis.rounding import Error, errors
 from conformance.diagnosis.tensors import Tensor, tensors
@@ -18,6 +19,8 @@ from spec import Case, Finding, Observation, Truth
 from spec.bounds import reduced
 
 Found = tuple[str, str]
+_NAMES_RANKS = re.compile(r"\branks? \d")
+_WITHOUT_NUMBERS = (say.NO_GRADIENT.partition("{")[0], say.HELD_BY_SOME.partition("{")[0], say.OTHER_SHAPE)
 Look = Callable[[Case], Verdict | None]
 """Runs and judges a case without counting it; None where it cannot be run."""
 
@@ -57,10 +60,13 @@ def diagnose(verdict: Verdict, finding: Finding, look: Look, world_sizes: tuple[
     if told:
         return Diagnosis(_lines(told), passes, None, measured)
     subject = _excessive(measured) if measured else _subject(case, finding.group, seen)
-    if subject and "with contiguous tensors" in passes:
+    if subject and "with contiguous tensors" in passes and not _unsteady(verdict, look):
         return Diagnosis(_lines([(subject, say.CONTIGUOUS_ONLY)]), passes, None, measured)
     if clause.endswith(".replicas") and not subject:
         return Diagnosis(_lines([(_unequal(seen), say.REPLICAS_DIFFER)]), passes, None, measured)
+    late = case.procedure == "delay" and subject == "later"
+    if subject and not late and _unsteady(verdict, look):
+        return Diagnosis(_lines([("output" if subject == "later" else subject, say.UNSTEADY)]), (), None, measured)
     told, probe = _read(verdict, finding.group, subject, look, world_sizes)
     return Diagnosis(_lines(told or _lost_bits(case, clause, subject, look)), passes, probe, measured)
 
@@ -97,7 +103,8 @@ def _read(
         if seen is None or not seen.findings or _lost(seen.groups[group]):
             continue
         told = _told(case, group, seen.groups[group], subject, clear=is_larger(case, verdict.case))
-        if told:
+        # Another P has other ranks, which a reader would look for in vain.
+        if told and (case.P == verdict.case.P or not _NAMES_RANKS.search(told[0][1])):
             return told, None if case == verdict.case else case
     return [], None
 
@@ -120,7 +127,7 @@ def _first_wrong(case: Case, truth: Truth, seen: Sequence[Observation]) -> Tenso
 
 
 def _told(case: Case, group: int, seen: Sequence[Observation], subject: str, clear: bool) -> list[Found]:
-    """What fits in one case; where mistakes are hard to tell apart, only what is the only one to fit."""
+    """What fits in one case; where mistakes are hard to tell apart, only what no numbers are needed for."""
     truth = _truth(case, group)
     wrong = _first_wrong(case, truth, seen)
     if wrong is None:
@@ -128,7 +135,11 @@ def _told(case: Case, group: int, seen: Sequence[Observation], subject: str, cle
     if wrong.name != subject:
         return []
     sentences = fitting(wrong)
-    return [(subject, sentences[0])] if sentences and (clear or len(sentences) == 1) else []
+    if not sentences or not (clear or sentences[0].startswith(_WITHOUT_NUMBERS)):
+        return []
+    right = [r for r in range(case.P) if r not in wrong.wrong]
+    some = right and not _NAMES_RANKS.search(sentences[0])
+    return [(subject, say.on_some(sentences[0], ranks(wrong.wrong)) if some else sentences[0])]
 
 
 def _excessive(measured: Sequence[Error]) -> str:
@@ -152,5 +163,25 @@ def _lost_bits(case: Case, clause: str, subject: str, look: Look) -> list[Found]
         verdict = look(alone)
         if verdict is not None:
             in_reduction = (subject, say.NARROW_REDUCTION.format(dtype=case.compute_dtype))
-            return [in_reduction if _passes(verdict, clause) else own]
+            return [own if not _passes(verdict, clause) or _suspicious(verdict) else in_reduction]
     return []
+
+
+def _suspicious(verdict: Verdict) -> bool:
+    """Whether a real-valued case errs by much more than a correct implementation does, though within the bound."""
+    measured = errors(verdict.case, _truth(verdict.case, 0), verdict.groups[0])
+    return any(error.control_ratio is not None and error.ratio > 2 * error.control_ratio for error in measured)
+
+
+def _unsteady(verdict: Verdict, look: Look) -> bool:
+    """Whether the very same case, run again, gives other bits."""
+    again = look(verdict.case)
+    if again is None or any(map(_lost, again.groups)):
+        return False
+    return any(
+        step.output != other.steps[name].output or step.gradients != other.steps[name].gradients
+        for seen, repeated in zip(verdict.groups, again.groups, strict=True)
+        for entry, other in zip(seen, repeated, strict=True)
+        for name, step in entry.steps.items()
+        if name in other.steps
+    )

@@ -123,6 +123,7 @@ def _summed(tensor: Tensor, P: int) -> Iterator[Guess]:
     for r in range(P):
         others = [s for s in range(P) if s != r]
         yield counted(say.TERM_MISSING.format(ranks=ranks(others)), np.tile(own[r], (P, 1)))
+    yield counted(say.NEGATED, -every, -1)
     digits = _digits(tensor, total)
     if digits is not None:
         yield counted(say.TERMS_COUNTED.format(digits=" ".join(f"{d:g}" for d in digits)), np.tile(digits, (P, 1)))
@@ -146,7 +147,9 @@ def _sliced(tensor: Tensor, whole: Floats, P: int) -> Iterator[Guess]:
     dim, size = tensor.dim, whole.shape[tensor.dim]
     width = size // P
     for r in range(P):
-        yield Guess(say.RANK_ZEROS.format(rank=ranks([r])), (tensor.expected[r],) * P)
+        everywhere = tensor.wrong == [s for s in range(P) if s != r]
+        text = say.RANK_ZEROS if everywhere else say.OTHER_SLICE
+        yield Guess(text.format(rank=ranks([r])), (tensor.expected[r],) * P)
     for order in _orders(P):
         yield Guess(_order_in_words(order), tuple(tensor.expected[s] for s in order))
     yield Guess(say.STRIDED, tuple(np.take(whole, range(r, size, P), dim) for r in range(P)))
@@ -208,8 +211,8 @@ def _kept(tensor: Tensor, P: int) -> Iterator[Guess]:
 
 
 def _scaled(expected: Sequence[Floats], P: int) -> Iterator[Guess]:
-    factors = {P: say.P_TIMES, 1 / P: say.DIVIDED, 2: say.TWICE, 0: say.ZERO}
-    for factor in (P * P, 1 / (P * P), 3, 0.5, -1):
+    factors = {P: say.P_TIMES, 1 / P: say.DIVIDED, 2: say.TWICE, 0: say.ZERO, -1: say.NEGATED}
+    for factor in (P * P, 1 / (P * P), 3, 0.5):
         factors.setdefault(factor, say.SCALED.format(factor=f"{factor:g}"))
     for factor, text in factors.items():
         if factor != 1:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from spec import Case
-from spec.case import EXACT
+from spec.case import EXACT, WITHOUT_VALUES
 
 _SIZES = (5, 2, 3, 1)
 
@@ -47,8 +47,9 @@ def contrasts(case: Case) -> Iterator[tuple[str, Case]]:
         ("with nothing frozen", {"frozen": ""}),
         ("without autocast", {"autocast": ""}),
         ("alone in its world", {"world": case.P, "groups": "neighbouring"}),
-        ("in a plain run", {"procedure": "run"}),
     ]
+    if case.procedure not in WITHOUT_VALUES:
+        changes.append(("in a plain run", {"procedure": "run"}))
     for words, change in changes:
         if any(getattr(case, name) != value for name, value in change.items()):
             yield from ((words, other) for other in _possible(case, **change))
@@ -76,7 +77,7 @@ def _sizes(case: Case, P: int, batch: tuple[int, ...]) -> Iterator[dict[str, Any
             shape[case.dim] = 3 * P
         yield {"batch": tuple(shape[:-1]), "in_features": shape[-1]}
         return
-    cut = 3 * P if batch else 12 * P
+    cut = 6 * P if batch else 12 * P
     if case.layer == "pair":
         yield {"batch": batch, "in_features": 7, "hidden_features": cut, "out_features": 7}
         return
@@ -84,7 +85,7 @@ def _sizes(case: Case, P: int, batch: tuple[int, ...]) -> Iterator[dict[str, Any
     yield {"batch": batch, first: cut, second: 7}
     yield {"batch": batch, first: getattr(case, first) // case.P * P, second: 7}
     yield {"batch": case.batch, first: cut, second: 7}
-    yield {"batch": batch, first: 4 * P, second: 4 * P}
+    yield {"batch": batch, first: cut, second: cut}
 
 
 def _possible(case: Case, **changes: Any) -> Iterator[Case]:

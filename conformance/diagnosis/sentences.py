@@ -33,6 +33,8 @@ DIVIDED: Final = "a value that is divided by P"
 TWICE: Final = "a value that is twice too large"
 SCALED: Final = "a value that is {factor} times what it should be"
 ZERO: Final = "a value that is zero"
+NEGATED: Final = "a value with the wrong sign"
+OTHER_SLICE: Final = "{rank}'s slice in place of its own"
 RANK_ZEROS: Final = "{rank}'s slice on every rank"
 REVERSED: Final = "slices in reversed rank order"
 SHIFTED: Final = "slices that are shifted by one rank"
@@ -61,6 +63,7 @@ OTHER_CALL: Final = "state of another call"
 OTHER_INSTANCE: Final = "state of another instance"
 OLD_PARAMETERS: Final = "parameters from before they were overwritten"
 CONTIGUOUS_ONLY: Final = "a computation that is right for contiguous tensors only"
+UNSTEADY: Final = "a result that changes from run to run"
 LATE_RANKS: Final = "a result that is read before its collective has finished"
 
 # Parameters and results of another kind.
@@ -68,6 +71,7 @@ HELD_BY_SOME: Final = "a parameter that {ranks} alone holds"
 OTHER_SHAPE: Final = "the right numbers in another shape"
 OTHER_DTYPE: Final = "another dtype: {what}"
 NO_TENSOR: Final = "a return value of another kind: {what}"
+OTHER_BIAS: Final = "a returned bias that is not the layer's parameter"
 REPLICAS_DIFFER: Final = "a sum that each rank adds up in its own way"
 FROZEN_GRADIENT: Final = "a gradient of what is frozen"
 GRAPH_KEPT: Final = "a graph where none should be"
@@ -96,7 +100,7 @@ REFUSED_MUTELY: Final = "a refusal that does not say {what}"
 
 # Rounding.
 NARROW_SUM: Final = "sums that are accumulated in less than {dtype}"
-NARROW_REDUCTION: Final = "a reduction in less than {dtype}"
+NARROW_REDUCTION: Final = "a reduction that loses bits which {dtype} has"
 
 # Ranks and collectives.
 COLLECTIVE_EXTRA: Final = "a collective too many: {what}"
@@ -107,7 +111,7 @@ CRASH: Final = "a crash: {what}"
 HANG: Final = "a hang: {what}"
 
 _NEXT: Final = {
-    BIAS_TIMES: "Add the bias after the reduction, to the sum; inside F.linear every rank adds it to its own term.",
+    BIAS_TIMES: "Add the bias once, in a row layer after the reduction: inside F.linear every rank adds it.",
     BIAS_NEVER: "Look for the branch that drops the bias.",
     BIAS_DIVIDED: "Add the bias once after the reduction in place of b / P before it.",
     BIAS_SOME_RANKS: "Every rank must add the bias to the reduced sum, not one rank.",
@@ -153,6 +157,10 @@ _NEXT: Final = {
     OLD_PARAMETERS: "Look for a cached copy of the weight; compute from the parameter itself.",
     CONTIGUOUS_ONLY: "Look for data_ptr, view, as_strided, or a collective on a contiguous temporary whose result is "
     "dropped.",
+    UNSTEADY: "Wait for every asynchronous collective before its buffer is read, and write into no shared buffer.",
+    NEGATED: "Look for a sign, in the forward or in its backward.",
+    OTHER_SLICE: "Look at the rank by which slices are chosen, and at its limits.",
+    OTHER_BIAS: "Return the parameter itself, neither divided nor copied.",
     LATE_RANKS: "Wait for the handle of every asynchronous collective before its buffer is read.",
     HELD_BY_SOME: "A replicated parameter is held by every rank, whole; every rank needs its gradient.",
     OTHER_SHAPE: "Give the result the batch dimensions of the input, none and empty ones included.",
@@ -166,7 +174,7 @@ _NEXT: Final = {
     OTHER_NODES: "Take the plain path where the group has one rank.",
     OTHER_BITS: "Take the plain path, F.linear with the same strides, where the group has one rank.",
     SAME_DRAW: "Draw the whole weight from equal random states and cut it, or give every rank its own generator.",
-    OTHER_SCALE: "Take fan-in and fan-out of the whole weight, not of the shard.",
+    OTHER_SCALE: "Take fan-in of the whole weight: not of the shard, and not fan-out.",
     OTHER_DRAW: "Draw the whole weight, as nn.Linear does, and keep this rank's slice.",
     BIAS_DRAWN: "Set the bias to zero, after construction and in reset_parameters.",
     RANDOM_STATE: "Draw what nn.Linear draws, the bias included, and leave the generator there.",
@@ -176,7 +184,7 @@ _NEXT: Final = {
     ACCEPTED: "Check the argument on every rank before any collective, and raise.",
     REFUSED_LATE: "Check arguments before the first collective.",
     GROUP_OUT_OF_STEP: "A collective was begun and not ended, or ended on some ranks; check arguments before it.",
-    REFUSED_UNLIKE: "Leave the rank out of type and text.",
+    REFUSED_UNLIKE: "Make every rank check, with the same type and text and no rank in it.",
     REFUSED_AS: "Raise ValueError for sizes and flags, TypeError for dtypes, or a subclass.",
     REFUSED_MUTELY: "Name the parameter, its value and what would be right.",
     NARROW_SUM: "Accumulate products in the wide dtype and round once.",
@@ -193,6 +201,15 @@ _PATTERNS: Final = {
 }
 
 
+_ON_SOME: Final = "; on {ranks}, not on the others"
+
+
+def on_some(sentence: str, ranks: str) -> str:
+    """The sentence of a mistake that not every rank makes."""
+    return sentence + _ON_SOME.format(ranks=ranks)
+
+
 def next_step(sentence: str) -> str:
     """Where to look, or what to do, after a sentence of this catalogue."""
-    return next((step for pattern, step in _PATTERNS.items() if pattern.fullmatch(sentence)), "")
+    plain = re.sub(r"; on ranks? [^;]*, not on the others$", "", sentence)
+    return next((step for pattern, step in _PATTERNS.items() if pattern.fullmatch(plain)), "")

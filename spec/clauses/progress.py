@@ -88,14 +88,28 @@ def progress(seen: Observation) -> Progress:
 
 def diverged(ranks: Sequence[Progress]) -> bool:
     """Whether two ranks entered different collectives at one number, so that neither is just further than the other."""
+    if _has_messages(ranks):
+        return False
     numbers = {number for rank in ranks for number in rank.entered}
-    return any(len({rank.entered[number] for rank in ranks if number in rank.entered}) > 1 for number in numbers)
+    return any(len({_shared(rank.entered[n]) for rank in ranks if n in rank.entered}) > 1 for n in numbers)
+
+
+def _shared(text: str) -> str:
+    """What all ranks must have in common: of a scatter only the root has a payload."""
+    return re.sub(r" \d+ B", "", text) if text.startswith("scatter ") else text
+
+
+def _has_messages(ranks: Sequence[Progress]) -> bool:
+    """Whether any rank sent to, or received from, one other: then the numbers of two ranks are not alike."""
+    return any(text.startswith("p2p") for rank in ranks for text in rank.entered.values())
 
 
 def parting(ranks: Sequence[Progress]) -> int:
     """The first number at which not every rank entered the same collective; 0 where there is none."""
+    if _has_messages(ranks):
+        return 0
     for number in range(1, max((rank.last for rank in ranks), default=0) + 1):
-        texts = {rank.entered.get(number, _DROPPED_TEXT) for rank in ranks if rank.last >= number}
+        texts = {_shared(rank.entered.get(number, _DROPPED_TEXT)) for rank in ranks if rank.last >= number}
         if len(texts - {_DROPPED_TEXT}) > 1 or any(rank.last < number for rank in ranks):
             return number
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from spec.case import Case
 from spec.clauses.progress import Progress, diverged, parting, progress, table_of_collectives
-from spec.observation import Observation
+from spec.observation import Collective, Observation
 from spec.register import Violation, clause
 from spec.truth import Truth
 
@@ -91,7 +91,8 @@ _ENDS = (
 @clause(
     "ranks.same-collectives",
     "Ranks enter the same collectives",
-    "All ranks of a group enter the same sequence of collectives, with the same kind, size and dtype.",
+    """All ranks of a group enter the same sequence of collectives, with the same kind, size and dtype. Of a scatter
+    only the root has a payload, so its size is not compared; messages between two ranks are no collectives.""",
     _always,
     origin="pytorch/pytorch#115310, sgl-project/sglang#33289, NVIDIA/nccl#1417",
 )
@@ -108,7 +109,7 @@ def same_collectives(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
         return
     for name in seen[0].steps:
         logs = {s.rank: s.steps[name].collectives for s in seen if name in s.steps}
-        plain = {rank: tuple(map(str, log)) for rank, log in logs.items() if log is not None}
+        plain = {rank: _sequence(log) for rank, log in logs.items() if log is not None}
         first = next(iter(plain.values()), ())
         for rank, log in plain.items():
             if log != first:
@@ -119,6 +120,13 @@ def same_collectives(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
                     "; ".join(first) or "none",
                     "; ".join(log) or "none",
                 )
+
+
+def _sequence(log: Sequence[Collective]) -> tuple[str, ...]:
+    """What all ranks of a group must have in common."""
+    return tuple(
+        f"scatter {entry.dtype}" if entry.kind == "scatter" else str(entry) for entry in log if entry.kind != "p2p"
+    )
 
 
 @clause(

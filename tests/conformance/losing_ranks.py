@@ -91,3 +91,17 @@ class DiesOnce(TorchTp):
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().build(layer, group)
+
+
+class HangsOnceOthersSlow(TorchTp):
+    """Three batch dimensions never end; what else a fresh rank is first asked takes longer than it may after a hang."""
+
+    slow = True
+
+    def call(self, module: Any, x: Tensor) -> Any:
+        while x.dim() == 4:
+            time.sleep(0.01)
+        if self.slow:
+            time.sleep(1.5)
+        self.slow = False
+        return super().call(module, x)

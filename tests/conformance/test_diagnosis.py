@@ -56,7 +56,7 @@ def test_a_mistake_that_the_smallest_case_cannot_show_is_read_from_a_larger_one(
     diagnosis = diagnosis_of(BiasBeforeReduction(), "row P=2 batch=1 in=2 out=1 float32 bias seed=0")
 
     assert diagnosis.looks == ("output: consistent with a bias that is counted P times",)
-    assert diagnosis.probe == Case.parse("row P=4 batch=5 in=12 out=7 float64 bias values=small seed=0")
+    assert diagnosis.probe == Case.parse("row P=4 batch=5 in=24 out=7 float64 bias values=small seed=0")
 
 
 @pytest.mark.parametrize("line", [COLUMN, ROW, GATHER])

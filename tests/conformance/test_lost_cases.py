@@ -119,8 +119,19 @@ def test_what_does_not_come_back_is_neither_a_finding_nor_a_pass(
     suite, first = examine("DiesOnce", ROW, LOSING)
     again = suite.examine(ROW)
 
-    assert "rank 1 died: killed by signal 9 (SIGKILL)" in first.intermittent
+    assert "rank 1   died: killed by signal 9 (SIGKILL)" in first.intermittent
     assert first.findings == ()
     assert suite.tally.intermittent == [f"{ROW}\n{first.intermittent}"]
     assert again.intermittent == ""
     assert suite.tally.examples == {2: 1}
+
+
+def test_what_is_only_slow_after_a_hang_is_no_hang(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a hang deadlines are short, but a hang that stands elsewhere is given its full time once more."""
+    monkeypatch.setattr(suite_module, "DEADLINE", 4.0)
+    suite, hung = examine("HangsOnceOthersSlow", Case.parse("row P=2 batch=1x1x1 in=2 out=1 float32 seed=0"), LOSING)
+    slow = suite.examine(ROW)
+
+    assert hung.findings[0].clause.name == "ranks.finish"
+    assert (slow.findings, slow.intermittent) == ((), "")
+    assert suite.tally.intermittent == []

@@ -27,8 +27,8 @@ row.forward.bias-once (MUST): The bias enters the row output once
            expected  [-2.,  2.]
            got       [-4.,  4.]
   looks    output: consistent with a bias that is counted P times
-  next     Add the bias after the reduction, to the sum; inside F.linear every rank adds it to its own term.
-  probe    told from row P=4 batch=5 in=12 out=7 float64 bias values=small seed=0"""
+  next     Add the bias once, in a row layer after the reduction: inside F.linear every rank adds it.
+  probe    told from row P=4 batch=5 in=24 out=7 float64 bias values=small seed=0"""
 
 LOST = """\
   ranks    the ranks part at collective #1
@@ -68,7 +68,7 @@ REAL = "row P=2 batch=1 in=128 out=2 float32 bias values=positive procedure=prec
 NUMBER = r"[\d.e+-]+"
 ROUNDING = (
     rf"\n  rounding output: error {NUMBER}, bound {NUMBER}, ratio {NUMBER}: more than rounding; a correct one errs by"
-    rf"\s+{NUMBER} there, at most {NUMBER} of the bound\n"
+    rf"\s+{NUMBER} there, at most {NUMBER} of the bound$"
 )
 
 
@@ -79,7 +79,6 @@ def test_a_real_valued_failure_says_whether_it_is_a_bug_or_rounding(faulty: Suit
     explain(faulty, raised.value)
 
     assert re.search(ROUNDING, str(raised.value))
-    assert "gradient of bias: no error" in str(raised.value)
 
 
 def test_every_failure_of_a_group_is_explained(faulty: Suite) -> None:

@@ -108,9 +108,9 @@ def measure(mutant: Mutant, seeds: int) -> Result:
     diagnoses: dict[str, Diagnosis] = {}
     with opened(mutant.impl, _deadline(mutant)) as suite:
         examples = tuple(_search(suite, mutant, number) for number in range(seeds))
-        for item in mutant.items:
+        for position, item in enumerate(mutant.items):
             watch = Watch(suite, item)
-            for name in watch.run(0, shrink=True):
+            for name in watch.run(1000 * position, shrink=True):
                 verdict, finding = watch.failed[name]
                 raised[name] = verdict.case
                 diagnoses[name] = diagnose(verdict, finding, suite.look, suite.options.world_sizes)
@@ -122,9 +122,9 @@ def measure(mutant: Mutant, seeds: int) -> Result:
 def _search(suite: Suite, mutant: Mutant, number: int) -> int:
     """The examples until the first failure from one seed, over the items in turn; 0 if there is none."""
     before = 0
-    for item in mutant.items:
+    for position, item in enumerate(mutant.items):
         watch = Watch(suite, item)
-        watch.run(number, shrink=False)
+        watch.run(number + 1000 * position, shrink=False)  # of one seed, like items would draw the same
         if watch.first:
             return before + watch.first
         before += watch.count

@@ -21,7 +21,7 @@ from doctoring import (
     with_facts,
 )
 
-from spec import REGISTER, Collective, Observation, Raised, Truth, Violation, judge
+from spec import REGISTER, Collective, Observation, Raised, Step, Truth, Violation, judge
 
 ROW = "row P=2 batch=3 in=4 out=4 float32 bias values=small seed=31"
 COLUMN = "column P=2 batch=3 in=4 out=4 float32 bias values=small seed=32"
@@ -226,6 +226,32 @@ def test_ranks_that_part_are_told_apart_at_the_first_collective_that_differs() -
         "rank 0 entered #2 all-reduce 4 B float32, and waits in it",
         "rank 1 finished #1 all-reduce 64 B float32, never joined #2",
     ]
+
+
+@pytest.mark.parametrize(
+    "logs",
+    [
+        ((Collective("scatter", 8, "float32"),), (Collective("scatter", 0, "float32"),)),
+        ((Collective("p2p", 4, "float32"),), (Collective("p2p", 4, "float32"),) * 2),
+    ],
+    ids=["of a scatter only the root has a payload", "messages between two ranks"],
+)
+def test_what_ranks_need_not_have_in_common_is_not_compared(logs: tuple[tuple[Collective, ...], ...]) -> None:
+    seen = [Observation(rank, {"first": Step("first", collectives=log)}) for rank, log in enumerate(logs)]
+    assert said("ranks.same-collectives", *seen) == []
+
+
+def test_a_scatter_that_another_rank_lacks_is_seen() -> None:
+    one = Observation(0, {"first": Step("first", collectives=(Collective("scatter", 8, "float32"),))})
+    two = Observation(1, {"first": Step("first", collectives=())})
+    (violation,) = said("ranks.same-collectives", one, two)
+    assert (violation.rank, violation.expected, violation.got) == (1, "scatter float32", "none")
+
+
+def test_lost_ranks_that_sent_messages_are_not_said_to_part() -> None:
+    one = Observation(0, fate="hung", entered=("#1 p2p 4 B float32", "#2 all-reduce 4 B float32"))
+    two = Observation(1, fate="hung", entered=("#1 all-reduce 4 B float32",))
+    assert lost(one, two) == ["ranks.finish"]
 
 
 def test_ranks_that_another_group_s_loss_has_stopped_have_not_parted() -> None:

@@ -27,7 +27,7 @@ _STATE = {
 
 def found(case: Case, truth: Truth, seen: Sequence[Observation]) -> list[Found]:
     """(subject, sentence) for what is wrong after a first run that is right."""
-    if case.procedure in ("accumulate", "retain"):
+    if case.procedure in ("accumulate", "retain", "pipeline"):
         counted = list(_accumulated(case, truth, seen))
         if counted or case.procedure == "retain":
             return counted
@@ -54,11 +54,11 @@ def _accumulated(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     """Gradients after two backwards, as multiples of what each backward gives."""
     runs = (truth.runs[0], truth.runs[-1])
     for name in sorted(expected_gradients(case)):
-        if name == "x" and case.procedure == "accumulate":
+        if name == "x" and case.procedure != "retain":
             continue
         placement = gradient_placement(case, name)
         parts = [[expected_local(case, placement, run.gradients[name], r) for run in runs] for r in range(case.P)]
-        arrays = [entry.steps["second"].gradients.get(name) for entry in seen]
+        arrays = [entry.steps["b" if case.procedure == "pipeline" else "second"].gradients.get(name) for entry in seen]
         got = [None if array is None else array.numbers for array in arrays]
         if all(_is(g, a + b) for g, (a, b) in zip(got, parts, strict=True)):
             continue

@@ -100,7 +100,7 @@ REFUSED_MUTELY: Final = "a refusal that does not say {what}"
 
 # Rounding.
 NARROW_SUM: Final = "sums that are accumulated in less than {dtype}"
-NARROW_REDUCTION: Final = "a reduction that loses bits which {dtype} has"
+NARROW_REDUCTION: Final = "a reduction, or sums before it at P > 1, that lose bits which {dtype} has"
 
 # Ranks and collectives.
 COLLECTIVE_EXTRA: Final = "a collective too many: {what}"
@@ -188,7 +188,7 @@ _NEXT: Final = {
     REFUSED_AS: "Raise ValueError for sizes and flags, TypeError for dtypes, or a subclass.",
     REFUSED_MUTELY: "Name the parameter, its value and what would be right.",
     NARROW_SUM: "Accumulate products in the wide dtype and round once.",
-    NARROW_REDUCTION: "Reduce in the dtype of the tensor; cast after the reduction, not before.",
+    NARROW_REDUCTION: "Round each rank's sum once, reduce in its dtype, and cast after the reduction, not before.",
     COLLECTIVE_EXTRA: "Find who communicates what nobody needs.",
     COLLECTIVE_MISSING: "Find the branch that leaves it out; an empty batch calls it too.",
     COLLECTIVE_OTHER: "Compare with the table of collectives in SPEC.md.",
@@ -211,5 +211,6 @@ def on_some(sentence: str, ranks: str) -> str:
 
 def next_step(sentence: str) -> str:
     """Where to look, or what to do, after a sentence of this catalogue."""
-    plain = re.sub(r"; on ranks? [^;]*, not on the others$", "", sentence)
-    return next((step for pattern, step in _PATTERNS.items() if pattern.fullmatch(plain)), "")
+    if sentence.endswith(_ON_SOME.partition("{ranks}")[2]):
+        return "Look for a branch on the rank, or for what only some ranks hold."
+    return next((step for pattern, step in _PATTERNS.items() if pattern.fullmatch(sentence)), "")

@@ -96,7 +96,7 @@ def diverged(ranks: Sequence[Progress]) -> bool:
 
 def _shared(text: str) -> str:
     """What all ranks must have in common: of a scatter only the root has a payload."""
-    return re.sub(r" \d+ B", "", text) if text.startswith("scatter ") else text
+    return "scatter" if text.startswith("scatter ") else text
 
 
 def _has_messages(ranks: Sequence[Progress]) -> bool:

@@ -92,7 +92,7 @@ _ENDS = (
     "ranks.same-collectives",
     "Ranks enter the same collectives",
     """All ranks of a group enter the same sequence of collectives, with the same kind, size and dtype. Of a scatter
-    only the root has a payload, so its size is not compared; messages between two ranks are no collectives.""",
+    only the root has a payload, so size and dtype are not compared; messages between two ranks are no collectives.""",
     _always,
     origin="pytorch/pytorch#115310, sgl-project/sglang#33289, NVIDIA/nccl#1417",
 )
@@ -124,9 +124,7 @@ def same_collectives(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
 
 def _sequence(log: Sequence[Collective]) -> tuple[str, ...]:
     """What all ranks of a group must have in common."""
-    return tuple(
-        f"scatter {entry.dtype}" if entry.kind == "scatter" else str(entry) for entry in log if entry.kind != "p2p"
-    )
+    return tuple(entry.kind if entry.kind == "scatter" else str(entry) for entry in log if entry.kind != "p2p")
 
 
 @clause(

@@ -8,6 +8,7 @@ Nothing is concluded from a line that is not there: an implementation may announ
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,9 +89,7 @@ def progress(seen: Observation) -> Progress:
 
 def diverged(ranks: Sequence[Progress]) -> bool:
     """Whether two ranks entered different collectives at one number, so that neither is just further than the other."""
-    if _has_messages(ranks):
-        return False
-    numbers = {number for rank in ranks for number in rank.entered}
+    numbers = {number for rank in ranks for number in rank.entered if number < _first_message(ranks)}
     return any(len({_shared(rank.entered[n]) for rank in ranks if n in rank.entered}) > 1 for n in numbers)
 
 
@@ -99,16 +98,15 @@ def _shared(text: str) -> str:
     return "scatter" if text.startswith("scatter ") else text
 
 
-def _has_messages(ranks: Sequence[Progress]) -> bool:
-    """Whether any rank sent to, or received from, one other: then the numbers of two ranks are not alike."""
-    return any(text.startswith("p2p") for rank in ranks for text in rank.entered.values())
+def _first_message(ranks: Sequence[Progress]) -> int:
+    """The first number at which a rank sent to, or received from, one other: from there numbers are not alike."""
+    messages = (n for rank in ranks for n, text in rank.entered.items() if text.startswith("p2p"))
+    return min(messages, default=sys.maxsize)
 
 
 def parting(ranks: Sequence[Progress]) -> int:
     """The first number at which not every rank entered the same collective; 0 where there is none."""
-    if _has_messages(ranks):
-        return 0
-    for number in range(1, max((rank.last for rank in ranks), default=0) + 1):
+    for number in range(1, min(max((rank.last for rank in ranks), default=0) + 1, _first_message(ranks))):
         texts = {_shared(rank.entered.get(number, _DROPPED_TEXT)) for rank in ranks if rank.last >= number}
         if len(texts - {_DROPPED_TEXT}) > 1 or any(rank.last < number for rank in ranks):
             return number
@@ -131,6 +129,8 @@ def table_of_collectives(seen: Sequence[Observation], names: Sequence[str] = ())
 
 
 def _in_common(ranks: Sequence[Progress], number: int) -> str:
+    if not number and _first_message(ranks) < sys.maxsize:
+        return "ranks sent messages to one another, so what they entered afterwards is not compared"
     last = number - 1 if number else ranks[0].last
     if not last:
         return "the ranks part at #1, their first collective" if number else "no rank entered a collective"

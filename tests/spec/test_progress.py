@@ -42,6 +42,15 @@ def test_what_all_ranks_entered_is_told_once_and_then_what_each_did() -> None:
     ]
 
 
+def test_after_a_message_between_two_ranks_nothing_is_compared() -> None:
+    message = "#3 p2p 4 B float32"
+    assert table(("hung", (*COMMON, message, "#4 other")), ("hung", (*COMMON, "#3 other"))) == [
+        "ranks sent messages to one another, so what they entered afterwards is not compared",
+        "rank 0 hung: entered #4 other",
+        "rank 1 hung: entered #3 other",
+    ]
+
+
 def test_a_rank_that_went_on_is_told_to_the_end() -> None:
     assert table(("returned", (*COMMON, THIRD, "#4 p2p 4 B float32")), ("hung", (*COMMON, "#3 other"))) == [
         "all ranks entered #1 to #2, the last all-reduce 64 B float32; they part at #3",

@@ -7,12 +7,13 @@ import secrets
 import signal
 import tempfile
 from collections.abc import Generator
+from hashlib import blake2b
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, core, settings
 
 from conformance.coverage.summary import summary, write_cells
 from conformance.enumeration import small_cases
@@ -29,10 +30,10 @@ from spec import ContractViolation
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 # Without the explain phase: it traces every line, and points at the suite's own.
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
-settings.register_profile(
-    "quick", max_examples=25, deadline=None, suppress_health_check=_SLOW, print_blob=False, phases=_PHASES
-)
-settings.register_profile("ci", settings.get_profile("quick"), derandomize=True, database=None)
+# Hypothesis's own determinism, which it prefers in CI, takes like items for one; `seed_of` gives each its own.
+_PLAIN = settings(deadline=None, suppress_health_check=_SLOW, print_blob=False, phases=_PHASES, derandomize=False)
+settings.register_profile("quick", _PLAIN, max_examples=25)
+settings.register_profile("ci", settings.get_profile("quick"), database=None)
 settings.register_profile("deep", settings.get_profile("quick"), max_examples=1000)
 settings.load_profile("ci" if os.environ.get("CI") else "quick")
 
@@ -117,7 +118,8 @@ def _remove_at_sigterm(config: pytest.Config, folder: tempfile.TemporaryDirector
 def pytest_configure(config: pytest.Config) -> None:
     """Before Hypothesis reads its own options, so that a run that nobody seeded still prints a seed to repeat it."""
     if config.getoption("--hypothesis-seed") is None and not hasattr(config, "workerinput"):
-        config.option.hypothesis_seed = str(secrets.randbelow(2**32))
+        profile = config.getoption("--hypothesis-profile") or settings.get_current_profile_name()
+        config.option.hypothesis_seed = "0" if profile == "ci" else str(secrets.randbelow(2**32))
     options = options_of(config)
     _check_devices(options)
     config.stash[_tally] = Tally()
@@ -150,7 +152,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     suite = config.stash[_suite]
     profile = settings.get_current_profile_name()
     seed = str(config.getoption("--hypothesis-seed"))
-    lines = header(suite.options, suite, profile, "derandomized" if profile == "ci" else seed)
+    lines = header(suite.options, suite, profile, seed)
     return [*lines, "  small cases: every one, but for precision; larger ones are drawn"] if _deep() else lines
 
 
@@ -184,6 +186,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     suite = item.config.stash[_suite]
     before = len(suite.tally.intermittent)
     suite.begin_item()
+    core.global_force_seed = seed_of(str(item.config.getoption("--hypothesis-seed")), item.name)
     try:
         yield
     except (ContractViolation, BaseExceptionGroup) as error:
@@ -192,6 +195,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     texts = suite.tally.intermittent[before:]
     if texts:
         pytest.fail("a failure of ranks did not come back on fresh ranks:\n" + "\n".join(texts), pytrace=False)
+
+
+def seed_of(seed: str, item: str) -> int:
+    """The seed of one item in a run: of one seed for all, items that are alike would draw alike."""
+    return int.from_bytes(blake2b(f"{seed} {item}".encode(), digest_size=8).digest())
 
 
 @pytest.fixture(scope="session")

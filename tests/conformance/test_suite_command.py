@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -77,7 +78,7 @@ def test_the_header_says_what_was_examined_with_what(tmp_path: Path) -> None:
     assert re.search(r"^conformance of torch_tp \(torch \S+, python \S+, numpy \S+\)$", done.stdout, re.M)
     assert "ranks: world sizes 1, 2, 4, backend gloo, device cpu" in done.stdout
     assert re.search(r"numerics: .*float32_matmul_precision=highest.*tf32=False", done.stdout)
-    assert "examples: profile ci, seed derandomized" in done.stdout
+    assert "examples: profile ci, seed 0; " in done.stdout
 
 
 def test_a_planted_bug_fails_the_run_and_its_clause_in_the_table(tmp_path: Path) -> None:
@@ -157,3 +158,18 @@ def test_the_suite_runs_without_a_cache(tmp_path: Path) -> None:
     done = conformance(tmp_path, "-k", ROW, "-p", "no:cacheprovider")
 
     assert done.returncode == pytest.ExitCode.OK, done.stdout
+
+
+def test_items_that_are_alike_draw_other_cases_from_one_seed_and_the_same_ones_again(tmp_path: Path) -> None:
+    def visited() -> dict[str, list[str]]:
+        chosen = "run-copy-P1-float32 or run-copy-P1-float64"
+        conformance(tmp_path, "--impl", "numpy", "-k", chosen, "--hypothesis-seed", "1", "--cells", "cells.csv")
+        rows = list(csv.DictReader((tmp_path / "cells.csv").read_text().splitlines()))
+        dtypes = ("float32", "float64")
+        axes = ("flags", "batch_rank", "x", "g", "examples")
+        seen = [row for row in rows if row["examples"] != "0"]
+        return {dtype: [" ".join(row[a] for a in axes) for row in seen if row["dtype"] == dtype] for dtype in dtypes}
+
+    first = visited()
+    assert first == visited()
+    assert first["float32"] != first["float64"]

@@ -59,6 +59,7 @@ def _drawn(case: Case, seen: Seen) -> list[Found]:
 
 def _draw(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
     ratios = np.concatenate([(got / expected).ravel() for got, expected in pairs])
+    # Draws of two widths are rounded apart; only whether they are one draw is asked here, no verdict hangs on it.
     if np.allclose(ratios, ratios[0], rtol=1e-5):
         return say.OTHER_SCALE.format(factor=f"{ratios[0]:.3g}")
     if len(pairs) > 1 and all(np.array_equal(got, pairs[0][0]) for got, _ in pairs):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spec import Case, Inputs, Observation, Partial, Placement, Replicated, Sharded, Truth, agreement
+from spec import Case, Inputs, Observation, Partial, Placement, Sharded, Truth, agreement
 from spec.clauses.compare import expected_gradients, gradient_placement
 from spec.placements import Floats, bounds, local
 
@@ -138,8 +138,3 @@ def _terms_of_pair(case: Case, data: Inputs, name: str) -> tuple[Floats, ...]:
         return tuple(np.maximum(hidden[..., cut], 0) @ data.weight2[:, cut].T for cut in cuts)
     before = (data.g @ data.weight2) * (hidden > 0)
     return tuple(before[..., cut] @ data.weight[cut] for cut in cuts)
-
-
-def replicated(case: Case, name: str) -> bool:
-    """Whether every rank holds the same whole parameter."""
-    return isinstance(agreement(case).parameters.get(name), Replicated)

@@ -99,7 +99,7 @@ def here(placement: Placement, shape: tuple[int, ...], P: int) -> torch.Tensor:
 def test_a_layout_takes_effect_where_the_ranks_see_other_strides_than_without(data: st.DataObject) -> None:
     case = data.draw(cases(data.draw(st.sampled_from(ITEMS))))
     terms = agreement(case)
-    assume(0 not in case.batch)
+    assume(0 not in case.batch)  # a tensor without elements has no strides to tell apart
     x = here(terms.input.value, terms.input_shape, case.P)
     g = here(terms.output.gradient, terms.output_shape, case.P)
 

@@ -153,4 +153,5 @@ def passes_naive_test(mutant: Mutant) -> bool:
     if seen.fate != "returned" or seen.raised or seen.steps["first"].output is None:
         return False
     got, expected = seen.steps["first"].output.numbers, true_output(case, truth(case).runs[0].output, 0)
+    # The tuned tolerance is what is being compared with.
     return got.shape == expected.shape and np.allclose(got, expected, rtol=1e-3, atol=1e-3)

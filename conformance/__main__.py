@@ -20,7 +20,7 @@ from conformance.coverage.worth import bound_sentence
 from conformance.diagnosis import diagnose
 from conformance.observers import NotDeclared, Options, rank_setup
 from conformance.ranks import StartFailed
-from conformance.report import adapter_sentence, failure
+from conformance.reporting.failure import adapter_sentence, failure
 from conformance.suite import Suite
 from spec import Case, CaseSyntaxError
 

@@ -21,7 +21,8 @@ from conformance.items import items
 from conformance.known import BadKnownFile, Known
 from conformance.observers import NotDeclared, Options
 from conformance.ranks import StartFailed
-from conformance.report import adapter_sentence, closing_table, explain, header
+from conformance.reporting.failure import adapter_sentence, explain
+from conformance.reporting.tables import closing_table, header
 from conformance.suite import Suite
 from conformance.tally import Tally
 from spec import ContractViolation

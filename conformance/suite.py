@@ -14,9 +14,9 @@ from typing import Any
 
 from conformance.adapters.protocol import Declaration
 from conformance.known import Known
-from conformance.lost import lost_ranks
 from conformance.observers import Groups, Options, observer
-from conformance.stacks import shown
+from conformance.reporting.lost import lost_ranks
+from conformance.reporting.stacks import shown
 from conformance.tally import Tally
 from spec import Case, Clause, Finding, Observation, Truth, applicable, judge
 

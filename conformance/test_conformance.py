@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from conformance.enumeration import examine_all, small_cases
 from conformance.items import Item
 from conformance.known import Deviation
-from conformance.report import raise_first
+from conformance.reporting.failure import raise_first
 from conformance.strategies import cases
 from conformance.suite import Suite
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import conformance
-from conformance.lost import lost_ranks
-from conformance.stacks import MOST_FRAMES, shown
+from conformance.reporting.lost import lost_ranks
+from conformance.reporting.stacks import MOST_FRAMES, shown
 from spec import Observation, Raised
 
 ROOM = Path(conformance.__file__).parent

@@ -9,7 +9,8 @@ import pytest
 from faulty import BiasBeforeReduction
 
 from conformance.observers import InProcess, Options
-from conformance.report import closing_table, explain, failure, raise_first
+from conformance.reporting.failure import explain, failure, raise_first
+from conformance.reporting.tables import closing_table
 from conformance.suite import Suite, Verdict
 from conformance.tally import Tally
 from spec import REGISTER, Case, ContractViolation, Finding, Observation, Violation

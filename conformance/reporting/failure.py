@@ -1,15 +1,14 @@
-"""Verdicts as text: a failure, the header, and the table that closes a run."""
+"""A verdict as text: requirement, case, expected against got, and what it looks like."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from conformance.diagnosis import Diagnosis, diagnose
-from conformance.lost import lost_ranks
 from conformance.observers import Options
+from conformance.reporting.lost import lost_ranks
 from conformance.suite import Suite, Verdict
-from conformance.tally import Tally
-from spec import REGISTER, ContractViolation, Finding
+from spec import ContractViolation, Finding
 
 _INDENT = "           "
 
@@ -82,56 +81,10 @@ def explain(suite: Suite, error: BaseException) -> None:
         error.args = (failure(suite.options, verdict, blamed, diagnosis),)
 
 
-def header(options: Options, suite: Suite, profile: str, seed: str) -> list[str]:
-    """What was examined, with what, on what."""
-    declared = suite.declaration
-    worlds = ", ".join(map(str, options.world_sizes))
-    versions = ", ".join(f"{name} {version}" for name, version in declared.versions.items())
-    flags = ", ".join(f"{name}={value}" for name, value in declared.flags.items())
-    return [
-        f"conformance of {declared.name} ({versions})",
-        f"  ranks: world sizes {worlds}, backend {options.backend}, device {options.device}",
-        f"  numerics: {flags or 'NumPy'}",
-        f"  examples: profile {profile}, seed {seed}; {len(REGISTER)} clauses, truth by JAX (float64, one CPU device)",
-    ]
-
-
 def adapter_sentence(error: Exception) -> str:
     """The adapter's own sentence out of the traceback of a rank that did not start."""
     own = [line for line in str(error).splitlines() if "NoSuchAdapter: " in line]
     return own[-1].partition("NoSuchAdapter: ")[2] if own else str(error)
-
-
-def closing_table(tally: Tally, worlds: Sequence[int], not_run: Sequence[str]) -> list[str]:
-    """Clauses by world size with examples judged; then what was not judged, and why."""
-    sizes = sorted({world for _, world in tally.judged} | set(worlds))
-    width = max((len(name) for name, _ in tally.judged), default=10)
-    lines = [f"{'clause':<{width}}" + "".join(f"{f'world {size}':>14}" for size in sizes)]
-    judged = {name for name, _ in tally.judged}
-    for name in (name for name in REGISTER if name in judged):
-        lines.append(f"{name:<{width}}" + "".join(f"{_cell(tally, name, size):>14}" for size in sizes))
-    total = sum(tally.examples.values())
-    lines.append(
-        f"{'examples':<{width}}" + "".join(f"{tally.examples[size]:>14}" for size in sizes) + f"   {total} in all"
-    )
-    unjudged = [name for name in REGISTER if name not in judged]
-    if unjudged:
-        lines.append(f"never judged: {', '.join(unjudged)}")
-    for (reason, layer, world), count in sorted(tally.declined.items()):
-        lines.append(f"unsupported: {layer} at world size {world}, {count} examples: {reason}")
-    lines += [f"not run: {reason}" for reason in not_run]
-    lines += [f"intermittent (fails the run): {text}" for text in tally.intermittent]
-    return lines
-
-
-def _cell(tally: Tally, name: str, size: int) -> str:
-    judged, broken, blamed = (counter[name, size] for counter in (tally.judged, tally.broken, tally.blamed))
-    if not judged:
-        return "-"
-    if blamed:
-        return f"FAIL {blamed}/{judged}"
-    label = "should" if REGISTER[name].level == "SHOULD" else "known"
-    return f"{label} {broken}/{judged}" if broken else str(judged)
 
 
 def _impl(options: Options) -> str:

@@ -1,0 +1,56 @@
+"""What a run says at its beginning and at its end: what was examined with what, and clauses by world size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conformance.observers import Options
+from conformance.suite import Suite
+from conformance.tally import Tally
+from spec import REGISTER
+
+
+def header(options: Options, suite: Suite, profile: str, seed: str) -> list[str]:
+    """What was examined, with what, on what."""
+    declared = suite.declaration
+    worlds = ", ".join(map(str, options.world_sizes))
+    versions = ", ".join(f"{name} {version}" for name, version in declared.versions.items())
+    flags = ", ".join(f"{name}={value}" for name, value in declared.flags.items())
+    return [
+        f"conformance of {declared.name} ({versions})",
+        f"  ranks: world sizes {worlds}, backend {options.backend}, device {options.device}",
+        f"  numerics: {flags or 'NumPy'}",
+        f"  examples: profile {profile}, seed {seed}; {len(REGISTER)} clauses, truth by JAX (float64, one CPU device)",
+    ]
+
+
+def closing_table(tally: Tally, worlds: Sequence[int], not_run: Sequence[str]) -> list[str]:
+    """Clauses by world size with examples judged; then what was not judged, and why."""
+    sizes = sorted({world for _, world in tally.judged} | set(worlds))
+    width = max((len(name) for name, _ in tally.judged), default=10)
+    lines = [f"{'clause':<{width}}" + "".join(f"{f'world {size}':>14}" for size in sizes)]
+    judged = {name for name, _ in tally.judged}
+    for name in (name for name in REGISTER if name in judged):
+        lines.append(f"{name:<{width}}" + "".join(f"{_cell(tally, name, size):>14}" for size in sizes))
+    total = sum(tally.examples.values())
+    lines.append(
+        f"{'examples':<{width}}" + "".join(f"{tally.examples[size]:>14}" for size in sizes) + f"   {total} in all"
+    )
+    unjudged = [name for name in REGISTER if name not in judged]
+    if unjudged:
+        lines.append(f"never judged: {', '.join(unjudged)}")
+    for (reason, layer, world), count in sorted(tally.declined.items()):
+        lines.append(f"unsupported: {layer} at world size {world}, {count} examples: {reason}")
+    lines += [f"not run: {reason}" for reason in not_run]
+    lines += [f"intermittent (fails the run): {text}" for text in tally.intermittent]
+    return lines
+
+
+def _cell(tally: Tally, name: str, size: int) -> str:
+    judged, broken, blamed = (counter[name, size] for counter in (tally.judged, tally.broken, tally.blamed))
+    if not judged:
+        return "-"
+    if blamed:
+        return f"FAIL {blamed}/{judged}"
+    label = "should" if REGISTER[name].level == "SHOULD" else "known"
+    return f"{label} {broken}/{judged}" if broken else str(judged)

@@ -12,7 +12,7 @@ from conformance.adapters.find import CONTROLLERS, find
 from conformance.adapters.protocol import Adapter, Declaration, Group
 from conformance.ranks import RankPool, RankSetup, Reply
 from conformance.wire import decode
-from spec import Case, Observation, Raised
+from spec import Case, Observation, Raised, Semantics
 
 if TYPE_CHECKING:
     from conformance.ranks.attached import AttachedRanks
@@ -32,6 +32,7 @@ class Options:
     Attributes:
         attached: on the ranks that torchrun started, of which this process is rank 0.
         scratch: a folder for what compilers keep, of the caller's making; empty for theirs.
+        records: keep of every failure what a report needs.
     """
 
     impl: str = "torch_tp"
@@ -43,6 +44,7 @@ class Options:
     sys_path: tuple[str, ...] = ()
     attached: bool = False
     scratch: str = ""
+    records: bool = False
 
 
 class Observer(Protocol):
@@ -86,7 +88,7 @@ class InProcess:
         return self.adapter.declare()
 
     def observe(self, case: Case, deadline: float) -> Groups:
-        declined = self.adapter.declines(case)
+        declined = self.adapter.declines(case) or self.adapter.declare().semantics.declines(case, "cpu")
         if declined:
             return tuple((Observation(0, declined=declined),) for _ in case.group_ranks)
         session = self.adapter.open(Group(0, case.P))
@@ -186,7 +188,8 @@ def _neighbours(size: int, world: int) -> tuple[tuple[int, ...], ...]:
 def _declaration(reply: Reply) -> Declaration:
     if reply.fate != "returned" or not reply.payload:
         raise NotDeclared(f"the adapter's declare() or versions() failed: {_last_line(reply.stack) or reply.exit}")
-    return Declaration(**json.loads(reply.payload))
+    fields = json.loads(reply.payload)
+    return Declaration(**fields | {"semantics": Semantics.from_data(fields["semantics"])})
 
 
 def _grouped(case: Case, replies: Sequence[Reply]) -> Groups:

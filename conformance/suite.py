@@ -16,14 +16,16 @@ from conformance.adapters.protocol import Declaration
 from conformance.known import Known
 from conformance.observers import Groups, Options, observer
 from conformance.reporting.lost import lost_ranks
+from conformance.reporting.record import Failure
 from conformance.reporting.stacks import shown
 from conformance.tally import Tally
-from spec import Case, Clause, Finding, Observation, Truth, applicable, judge
+from spec import STANDARD, Case, Clause, Finding, Observation, Truth, applicable, judge, normal
 
 DEADLINE, COMPILE_DEADLINE = 10.0, 300.0
 # Every case that hangs costs its deadline. Once one was confirmed the next need not wait so long, and after some of
 # them an item has shown what it can.
 DEADLINE_AFTER_HANG, HANGS_PER_ITEM = 1.0, 20
+_NOT_RUN = "not run: "
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Suite:
 
     Attributes:
         tally: what was judged so far.
+        failures: what a report keeps of failures that were explained, if the options ask for it.
         observer: who runs the cases.
     """
 
     def __init__(self, options: Options) -> None:
         self.options, self.tally = options, Tally()
+        self.failures: list[Failure] = []
         self.observer = observer(options)
         self._known = Known.read(options.known) if options.known else Known()
         self.begin_item()
@@ -74,12 +78,15 @@ class Suite:
         """Run one case, judge it and count it."""
         verdict = self._failed.get(case.text) or self._verdict(case)
         if verdict.declined:
-            self.tally.decline(case, verdict.declined)
+            hung = verdict.declined.startswith(_NOT_RUN)
+            names = () if hung else (clause.name for clause in self._clauses(case))
+            self.tally.decline(case, verdict.declined, names)
         elif verdict.intermittent:
             self.tally.intermittent.append(f"{case}\n{verdict.intermittent}")
         else:
             failing = frozenset(finding.clause.name for finding in verdict.findings)
-            self.tally.count(case, self._judged(verdict), failing, self.blamed(verdict))
+            judged = self._judged(verdict)
+            self.tally.count(case, judged, failing, self.blamed(verdict), self._unseen(verdict, judged))
         if verdict.findings:
             self._failed[case.text] = verdict
         return verdict
@@ -98,7 +105,7 @@ class Suite:
         """A verdict for a diagnosis, neither counted nor kept; None where the case cannot be run."""
         if case.world not in self.options.world_sizes:
             return None
-        groups = self.observer.observe(case, self._deadline(case))
+        groups = self._observe(case, self._deadline(case))
         if groups[0][0].declined:
             return None
         findings = self._judge(case, groups)
@@ -112,8 +119,8 @@ class Suite:
 
     def _verdict(self, case: Case) -> Verdict:
         if self._hangs >= HANGS_PER_ITEM:
-            return Verdict(case, declined=f"not run: {self._hangs} cases of this item had hung already")
-        groups = self.observer.observe(case, self._deadline(case))
+            return Verdict(case, declined=f"{_NOT_RUN}{self._hangs} cases of this item had hung already")
+        groups = self._observe(case, self._deadline(case))
         if groups[0][0].declined:
             return Verdict(case, groups=groups, declined=groups[0][0].declined)
         return self._verdict_on_loss(case, groups) if _lost(groups) else self._verdict_on_return(case, groups)
@@ -124,14 +131,14 @@ class Suite:
             self.observer.renew(case)
         elif findings and not self.observer.sound(case):
             self.observer.renew(case)
-            groups = self.observer.observe(case, DEADLINE)
+            groups = self._observe(case, DEADLINE)
             findings = self._judge(case, groups)
         return Verdict(case, findings, groups)
 
     def _verdict_on_loss(self, case: Case, groups: Groups) -> Verdict:
         """A loss must come back on fresh ranks, except a hang like one that did."""
         if not (_has_hung(groups) and _standing(groups) in self._hung_at):
-            again = self.observer.observe(case, _full_deadline(case))
+            again = self._observe(case, _full_deadline(case))
             if not _lost(again):
                 # After a hang deadlines are short: the ranks may only have been slow.
                 slow = _has_hung(groups) and self._deadline(case) < _full_deadline(case)
@@ -145,12 +152,19 @@ class Suite:
         findings = self._judge(case, groups)
         return Verdict(case, findings, groups, intermittent="" if findings else _told(case, groups))
 
+    def _observe(self, case: Case, deadline: float) -> Groups:
+        """What the ranks saw, in the words of the contract."""
+        groups, semantics = self.observer.observe(case, deadline), self.declaration.semantics
+        if semantics == STANDARD:
+            return groups
+        return tuple(normal(semantics, case, truth_of(case, n, seen), seen) for n, seen in enumerate(groups))
+
     def _judge(self, case: Case, groups: Groups) -> tuple[Finding, ...]:
         clauses = self._clauses(case)
         return tuple(
             finding
             for number, seen in enumerate(groups)
-            for finding in judge(case, _truth(case, number, seen), seen, number, clauses)
+            for finding in judge(case, truth_of(case, number, seen), seen, number, clauses)
         )
 
     def _clauses(self, case: Case) -> tuple[Clause, ...]:
@@ -169,6 +183,12 @@ class Suite:
             return [name for name in names if not name.startswith(blind)]
         return names
 
+    def _unseen(self, verdict: Verdict, judged: Sequence[str]) -> list[str]:
+        """The clauses about something that cannot be observed here; of lost ranks nothing is said."""
+        if _lost(verdict.groups):
+            return []
+        return [clause.name for clause in self._clauses(verdict.case) if clause.name not in judged]
+
     def _deadline(self, case: Case) -> float:
         full = _full_deadline(case)
         return min(full, DEADLINE_AFTER_HANG) if self._hangs and self.options.device == "cpu" else full
@@ -181,9 +201,9 @@ def _full_deadline(case: Case) -> float:
     return COMPILE_DEADLINE if case.procedure.startswith("compile") else DEADLINE
 
 
-def _truth(case: Case, group: int, seen: Sequence[Observation]) -> Truth:
+def truth_of(case: Case, group: int, seen: Sequence[Observation]) -> Truth:
     """The truth, unless a lost rank makes it useless."""
-    if any(entry.fate != "returned" for entry in seen):
+    if any(entry.fate != "returned" or entry.declined for entry in seen):
         return Truth(())
     from spec.reference import truth
 

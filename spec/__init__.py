@@ -10,11 +10,13 @@ from spec.contract import Agreement, Budget, agreement
 from spec.observation import Array, Collective, Observation, Raised, Step
 from spec.placements import Edge, Partial, Placement, Replicated, Sharded
 from spec.register import REGISTER, Clause, ContractViolation, Finding, Violation, applicable, judge
+from spec.semantics import STANDARD, Semantics, normal
 from spec.truth import Truth, Values
 from spec.values import Inputs, amplitude, inputs
 
 __all__ = [
     "REGISTER",
+    "STANDARD",
     "Agreement",
     "Array",
     "Budget",
@@ -31,6 +33,7 @@ __all__ = [
     "Placement",
     "Raised",
     "Replicated",
+    "Semantics",
     "Sharded",
     "Step",
     "Truth",
@@ -41,4 +44,5 @@ __all__ = [
     "applicable",
     "inputs",
     "judge",
+    "normal",
 ]

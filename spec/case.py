@@ -138,6 +138,11 @@ class Case:
         return product
 
     @property
+    def batch_dims(self) -> int:
+        """Number of batch dimensions."""
+        return len(self.batch)
+
+    @property
     def compute_dtype(self) -> str:
         """The dtype of the products and of the output: the autocast dtype where autocast is on."""
         return self.autocast or self.dtype

@@ -13,6 +13,11 @@ from conformance.adapters.protocol import Adapter, NoSuchAdapter
 
 OURS: Final = {
     "torch_tp": "conformance.adapters.torch_tp:TorchTp",
+    "dtensor": "conformance.adapters.dtensor:DTensorStyles",
+    "megatron": "conformance.adapters.megatron:Megatron",
+    "fairscale": "conformance.adapters.fairscale:Fairscale",
+    "jax-shard-map": "conformance.adapters.jax_shard_map:ShardMap",
+    "jax-jit": "conformance.adapters.jax_jit:Jit",
     "numpy": "conformance.adapters.simulated:Simulated",
 }
 # Those that run in the process that asks, so that nothing need be imported to know it.
@@ -40,6 +45,11 @@ def find(name: str) -> Adapter:
         raise NoSuchAdapter(f"--impl {name}: {module_name} has no class {class_name}") from None
     except Exception as error:
         raise NoSuchAdapter(f"--impl {name}: {class_name}() raised {type(error).__name__}: {error}") from error
+    try:
+        for requirement in getattr(made, "requires", ()):
+            requirement.check()
+    except NoSuchAdapter as error:
+        raise NoSuchAdapter(f"--impl {name}: {error}") from None
     missing = [method for method in _METHODS if not callable(getattr(made, method, None))]
     if missing:
         raise NoSuchAdapter(

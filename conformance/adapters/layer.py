@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from conformance.adapters.protocol import Group
+from spec import Semantics
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class BuildsLayers(Protocol):
     @property
     def observable(self) -> bool: ...
 
+    @property
+    def semantics(self) -> Semantics: ...
+
     def build(
         self, layer: Layer, group: dist.ProcessGroup
     ) -> torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]: ...
@@ -53,6 +57,8 @@ class BuildsLayers(Protocol):
     def parameters(self, module: Any) -> dict[str, torch.nn.Parameter | None]: ...
 
     def call(self, module: Any, x: torch.Tensor) -> Any: ...
+
+    def local(self, tensor: torch.Tensor) -> torch.Tensor: ...
 
     def set_up(self, group: Group) -> None: ...
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
 
-from spec import Case, Observation
+from spec import STANDARD, Case, Observation, Semantics
 
 
 class NoSuchAdapter(ValueError):
@@ -39,6 +41,60 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Requirement:
+    """A package that an implementation is, or needs.
+
+    Attributes:
+        distribution: its name as pip knows it.
+        tested: the version that the adapter was written for.
+        module: what is imported of it.
+        install: the arguments of pip that install it; by default the distribution at its tested version.
+    """
+
+    distribution: str
+    tested: str
+    module: str
+    install: str = ""
+
+    @property
+    def command(self) -> str:
+        """What installs it."""
+        return f"python -m pip install {self.install or f'{self.distribution}=={self.tested}'}"
+
+    @property
+    def version(self) -> str:
+        """The version that is installed here.
+
+        Raises:
+            NoSuchAdapter: there is none.
+        """
+        try:
+            return metadata.version(self.distribution)
+        except metadata.PackageNotFoundError:
+            raise NoSuchAdapter(f"{self.distribution} is not installed; {self.command}") from None
+
+    def note(self) -> str:
+        """For the header: a version that the adapter was not written for, or an empty string."""
+        if self.version == self.tested:
+            return ""
+        return f"{self.distribution} {self.version} is untested, {self.tested} is what was tested: {self.command}"
+
+    def check(self) -> None:
+        """Import it.
+
+        Raises:
+            NoSuchAdapter: it is not installed, or cannot be imported.
+        """
+        found = self.version
+        try:
+            importlib.import_module(self.module)
+        except Exception as error:
+            raise NoSuchAdapter(
+                f"{self.distribution} {found} cannot be imported ({type(error).__name__}: {error}); {self.command}"
+            ) from error
+
+
+@dataclass(frozen=True)
 class Declaration:
     """What an implementation says of itself.
 
@@ -47,6 +103,8 @@ class Declaration:
         strict: SHOULD clauses count as MUST.
         controller: one process holds all ranks.
         flags: numerics switches as they stand in the ranks.
+        semantics: what it defines otherwise; observations are translated accordingly before they are judged.
+        notes: sentences for the header, such as a version that nobody has tested.
     """
 
     name: str
@@ -54,6 +112,8 @@ class Declaration:
     strict: bool = False
     controller: bool = False
     flags: Mapping[str, str] = field(default_factory=dict[str, str])
+    semantics: Semantics = STANDARD
+    notes: Sequence[str] = ()
 
 
 class Session(Protocol):

@@ -25,10 +25,10 @@ import torch
 import torch.distributed as dist
 
 from conformance.adapters.layer import Layer
-from conformance.adapters.protocol import Declaration, Group
+from conformance.adapters.protocol import Declaration, Group, Requirement
 from conformance.adapters.torch_procedures import Procedures
 from conformance.adapters.torch_session import TorchSession
-from spec import Case
+from spec import STANDARD, Case
 
 
 def pin_numerics() -> dict[str, str]:
@@ -60,6 +60,8 @@ class TorchAdapter:
         strict: SHOULD clauses count as MUST.
         draws_initial_values: `build` works with weight None and the module has `reset_parameters`.
         observable: False where the layer's transport is not torch.distributed.
+        semantics: what it defines otherwise (see `spec.semantics`); it is judged by that.
+        requires: the packages that it comes from.
     """
 
     controller = False
@@ -71,6 +73,8 @@ class TorchAdapter:
     strict = False
     draws_initial_values = False
     observable = True
+    semantics = STANDARD
+    requires: Sequence[Requirement] = ()
 
     def build(self, layer: Layer, group: dist.ProcessGroup) -> torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]:
         """The layer, holding its shard of the masters; for the four functions a callable of one tensor."""
@@ -84,6 +88,10 @@ class TorchAdapter:
         """One forward; what it returns is a tensor, or a pair (output, bias) for skip_bias_add."""
         return module(x)
 
+    def local(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a parameter, gradient or output, where the implementation has tensors of its own type."""
+        return tensor
+
     def set_up(self, group: Group) -> None:
         """Once per group, before the first build."""
 
@@ -92,7 +100,7 @@ class TorchAdapter:
 
     def versions(self) -> dict[str, str]:
         """Further versions for the header."""
-        return {}
+        return {requirement.distribution: requirement.version for requirement in self.requires}
 
     def unsupported(self, case: Case) -> str:
         """A further reason to decline a case, or an empty string."""
@@ -104,7 +112,8 @@ class TorchAdapter:
         flags = pin_numerics()
         name = self.name or type(self).__name__
         versions |= self.versions()
-        return Declaration(name, versions, strict=self.strict, flags=flags)
+        notes = tuple(note for requirement in self.requires if (note := requirement.note()))
+        return Declaration(name, versions, self.strict, flags=flags, semantics=self.semantics, notes=notes)
 
     def declines(self, case: Case) -> str:
         """Why this implementation does not have this case, or an empty string."""

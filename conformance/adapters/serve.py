@@ -30,6 +30,7 @@ class Server:
             # They would go to a folder that no variable moves, and take longer than they save.
             os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
         self._adapter = find(context.options["impl"])
+        self._declaration = self._adapter.declare()
         self._open: tuple[tuple[int, ...], Any] | None = None
 
     def __call__(self, command: bytes) -> bytes | Raised:
@@ -38,7 +39,7 @@ class Server:
             return self._run(Case.parse(rest))
         if word == "canary":
             return self._canary(Case.parse(rest))
-        return json.dumps(asdict(self._adapter.declare()) | {"controller": self._adapter.controller}).encode()
+        return json.dumps(asdict(self._declaration) | {"controller": self._adapter.controller}).encode()
 
     def close(self) -> None:
         """Undo what opening set up."""
@@ -51,16 +52,20 @@ class Server:
             return self._control(case)
         ranks = next(ranks for ranks in case.group_ranks if self._context.rank in ranks)
         mine = ranks.index(self._context.rank)
-        declined = self._adapter.declines(case)
+        declined = self._declines(case)
         if declined:
             return encode([Observation(mine, declined=declined)])
         seen = self._session(ranks).run(case, case.group_ranks.index(ranks))
         message = encode(seen)
         return Raised(message) if any(entry.raised for entry in seen) else message
 
+    def _declines(self, case: Case) -> str:
+        device = "cuda" if "cuda" in str(self._context.device) else "cpu"
+        return self._adapter.declines(case) or self._declaration.semantics.declines(case, device)
+
     def _control(self, case: Case) -> bytes | Raised:
         groups = range(len(case.group_ranks))
-        declined = self._adapter.declines(case)
+        declined = self._declines(case)
         if declined:
             return encode([Observation(rank, declined=declined) for _ in groups for rank in range(case.P)])
         session = self._adapter.open(Group(0, case.P, device=self._context.device))

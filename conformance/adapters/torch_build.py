@@ -40,9 +40,13 @@ class Pair(nn.Module):
         self._adapter, self.column, self.row = adapter, column, row
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        between = torch.relu(self._adapter.call(self.column, x))
-        result: torch.Tensor = self._adapter.call(self.row, between)
-        return result
+        between = torch.relu(self._output(self.column, x))
+        return self._output(self.row, between)
+
+    def _output(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        result = self._adapter.call(module, x)
+        output: torch.Tensor = result[0] if self._adapter.semantics.always_pair else result
+        return output
 
 
 def build(adapter: BuildsLayers, group: Group, case: Case, data: Inputs) -> Built:

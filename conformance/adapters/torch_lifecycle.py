@@ -45,11 +45,14 @@ def init(session: TorchSession, case: Case, group: int) -> Steps:
 
 
 def _drawn(session: TorchSession, case: Case, module: Any, name: str) -> Step:
-    return Step(name, _held(named(session.adapter, case, module)), facts={"random_state": _random_state(session)})
+    return Step(
+        name, _held(session, named(session.adapter, case, module)), facts={"random_state": _random_state(session)}
+    )
 
 
-def _held(parameters: Mapping[str, torch.Tensor | None]) -> dict[str, Array]:
-    return {name: bits for name, parameter in parameters.items() if (bits := array(parameter)) is not None}
+def _held(session: TorchSession, parameters: Mapping[str, torch.Tensor | None]) -> dict[str, Array]:
+    here = {name: session.adapter.local(p) for name, p in parameters.items() if p is not None}
+    return {name: bits for name, parameter in here.items() if (bits := array(parameter)) is not None}
 
 
 def _random_state(session: TorchSession) -> str:
@@ -78,7 +81,7 @@ def state_dict(session: TorchSession, case: Case, group: int) -> Steps:
         loud = {kind: _refuses_state(target.module, state) for kind, state in wrong.items()}
     entered = session.log.take() if session.adapter.observable else None
     first = session.start(case, data, built).step("first", keys=sorted(saved))
-    return [first, Step("loaded", _held(target.parameters), collectives=entered, facts={"loud": loud})]
+    return [first, Step("loaded", _held(session, target.parameters), collectives=entered, facts={"loud": loud})]
 
 
 def _negative(value: Any) -> Any:

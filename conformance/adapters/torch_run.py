@@ -79,6 +79,7 @@ class Run:
         call: x -> output, or (output, bias).
         parameters: the tensors that stand for weight and bias in this run.
         masters: the caller's master tensors, for purity.
+        local: this rank's part of a parameter, of its gradient, or of the output.
     """
 
     case: Case
@@ -90,6 +91,7 @@ class Run:
     parameters: Mapping[str, torch.Tensor | None]
     masters: Mapping[str, Owned] = field(default_factory=dict[str, Owned])
     observable: bool = True
+    local: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
 
     def __post_init__(self) -> None:
         case, terms = self.case, agreement(self.case)
@@ -100,7 +102,7 @@ class Run:
         if runs_backward(case):
             g = local(terms.output.gradient, self.data.g, case.P, self.rank)
             self.g = owned(g, case.compute_dtype, self.device, case.g)
-        self.held = {name: array(tensor) for name, tensor in self.parameters.items()}
+        self.held = {name: array(tensor) for name, tensor in self._here(self.parameters).items()}
         self.output: torch.Tensor | None = None
         self.returned_bias: torch.Tensor | None = None
         self.pair, self.returned = False, ""
@@ -126,28 +128,36 @@ class Run:
         """What there is to see now."""
         theirs = {"x": self.x.tensor, "g": self.g.tensor if self.g else None}
         theirs |= {name: master.tensor for name, master in self.masters.items()}
-        gradients = {"x": self.x.tensor.grad, **{k: v.grad for k, v in self.parameters.items() if v is not None}}
-        results = {"output": self.output, **{f"{k}.grad": v for k, v in gradients.items()}}
+        own = self._here(self.parameters)
+        leaves = {"x": self.x.tensor, **{name: p for name, p in self.parameters.items() if p is not None}}
+        gradients = self._here({name: leaf.grad for name, leaf in leaves.items()})
+        output = self._here({"output": self.output})
+        results = {**output, **{f"{k}.grad": v for k, v in gradients.items()}}
         mutated = [key for key, tensor in (("x", self.x), ("g", self.g)) if tensor is not None and tensor.changed()]
         mutated += [key for key, master in self.masters.items() if master.changed()]
         return Step(
             name,
             {key: value for key, value in self.held.items() if value is not None},
-            array(self.output),
+            array(output["output"]),
             array(self.returned_bias),
             {key: array(value) for key, value in gradients.items()},
             self.log.take() if self.observable else None,
             tuple(mutated),
-            (*sharing(results, theirs | dict(self.parameters)), *sharing(self.parameters, theirs)),
+            (*sharing(results, theirs | own), *sharing(own, theirs)),
             self._facts() | facts,
         )
 
+    def _here(self, named: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor | None]:
+        """This rank's part of each tensor."""
+        return {name: None if tensor is None else self.local(tensor) for name, tensor in named.items()}
+
     def _facts(self) -> dict[str, Any]:
+        here = {name: tensor for name, tensor in self._here(self.parameters).items() if tensor is not None}
         facts: dict[str, Any] = {
             "pair": self.pair,
             "requires_grad": self.output is not None and self.output.requires_grad,
             "inference": self.output is not None and self.output.is_inference(),
-            "storage_bytes": {k: v.untyped_storage().nbytes() for k, v in self.parameters.items() if v is not None},
+            "storage_bytes": {name: tensor.untyped_storage().nbytes() for name, tensor in here.items()},
         }
         if self.returned:
             facts["returned"] = self.returned

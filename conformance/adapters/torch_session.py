@@ -48,6 +48,7 @@ class TorchSession:
             "parameters": built.parameters,
             "masters": built.masters,
             "observable": self.adapter.observable,
+            "local": self.adapter.local,
         }
         run = Run(case, self.group.rank, self.device, data=data, **(fields | changes))
         for parameter in run.parameters.values() if fresh else ():

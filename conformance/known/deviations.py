@@ -7,7 +7,8 @@
     reason = "the bias lives on rank 0 only"
     link = "https://..."
 
-`when` holds fields of Case that must be equal; `case` is one line that shows the deviation. The file is strict: the
+`when` holds fields of Case that must be equal (and rows, the product of the batch; batch_dims, how many there are;
+compute_dtype); a list means any of its values. `case` is one line that shows the deviation. The file is strict: the
 suite runs each `case`, and an entry whose case does not break its clause any more fails the run.
 """
 
@@ -26,6 +27,9 @@ class BadKnownFile(ValueError):
     """A file of known deviations that says something impossible; the text names the entry and what would be right."""
 
 
+_CONDITIONS = {f.name for f in fields(Case)} | {"rows", "batch_dims", "compute_dtype"}
+
+
 @dataclass(frozen=True)
 class Deviation:
     """One entry."""
@@ -38,7 +42,10 @@ class Deviation:
 
     def explains(self, clause: str, case: Case) -> bool:
         """Whether a violation of `clause` by `case` is this one."""
-        return clause == self.clause and all(getattr(case, name) == value for name, value in self.when.items())
+        return clause == self.clause and all(
+            getattr(case, name) in value if isinstance(value, list) else getattr(case, name) == value
+            for name, value in self.when.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,15 @@ def _deviation(where: str, entry: Any) -> Deviation:
     if entry["clause"] not in REGISTER:
         raise BadKnownFile(f"{where}: there is no clause {entry['clause']!r}; `python -m spec` lists them")
     when = entry.get("when", {})
-    foreign = [name for name in when if name not in {f.name for f in fields(Case)}] if isinstance(when, dict) else when
+    foreign = [name for name in when if name not in _CONDITIONS] if isinstance(when, dict) else when
     if foreign:
         raise BadKnownFile(f"{where}: `when` has {foreign}, which no Case has")
     try:
         case = Case.parse(str(entry["case"]))
     except ValueError as error:
         raise BadKnownFile(f"{where}: {error}") from None
-    # TOML has lists where a Case has tuples.
-    when = {name: tuple(value) if isinstance(value, list) else value for name, value in when.items()}
+    # TOML has a list where a Case has a tuple; elsewhere it means any of its values.
+    when = {name: tuple(value) if name == "batch" else value for name, value in when.items()}
     made = Deviation(entry["clause"], case, entry["reason"], when, entry.get("link", ""))
     if not made.explains(made.clause, case):
         raise BadKnownFile(f"{where}: `when` does not fit its own `case` {case}")

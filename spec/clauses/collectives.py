@@ -14,7 +14,7 @@ from spec.truth import Truth
 # Kinds that copy data without computing may travel in another dtype (bytes); a reduction may not.
 _REDUCING = ("all-reduce", "reduce-scatter")
 # Recomputing a forward repeats its collectives.
-_SECOND_COUNTS = (
+SECOND_COUNTS = (
     "twice",
     "delay",
     "accumulate",
@@ -32,7 +32,7 @@ def _communicates(case: Case) -> bool:
 
 
 def _logs(case: Case, seen: Sequence[Observation]) -> Iterator[tuple[int, str, tuple[Collective, ...]]]:
-    names = ("first", "second") if case.procedure in _SECOND_COUNTS else ("first",)
+    names = ("first", "second") if case.procedure in SECOND_COUNTS else ("first",)
     for observation in seen:
         for name in names:
             step = observation.steps.get(name)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conformance import peers
 from conformance.adapters.find import find
-from conformance.adapters.protocol import NoSuchAdapter, Requirement
+from conformance.adapters.protocol import Declaration, NoSuchAdapter, Requirement
+from conformance.observers import Options
+from conformance.reporting.tables import header
+from spec import Semantics
 
 NEEDS = """
 from conformance.adapters.protocol import Requirement
@@ -85,6 +89,18 @@ def test_another_version_is_a_note_in_the_header(tmp_path: Path):
     assert found.versions["numpy"] == installed
     assert found.notes == (f"numpy {installed} is untested, 9.9 is what was tested: python -m pip install numpy==9.9",)
     assert Requirement("numpy", installed, "numpy").note() == ""
+
+
+def test_the_header_says_what_is_declared_and_noted():
+    declared = Declaration("theirs", {}, semantics=Semantics(always_pair=True), notes=("numpy 1 is untested",))
+    suite = SimpleNamespace(declaration=declared)
+
+    lines = header(Options(), suite, "quick", "0")  # type: ignore[arg-type]
+
+    assert lines[-2:] == [
+        "  declared: every call returns a pair (output, bias or None)",
+        "  note: numpy 1 is untested",
+    ]
 
 
 def test_an_adapter_of_ours_imports_its_framework_only_when_it_is_asked_to():

@@ -34,8 +34,8 @@ class Semantics:
         row_bias: whole: every rank holds b, and it is added once, after the reduction. first-rank: rank 0 alone holds
             b. divided: every rank holds b and adds b / P before the reduction, so that the output is rounded
             where the contract's is exact; it is then held to the bound for real values.
-        needs_cuda: the flags and functions that work on CUDA tensors alone.
-        batch_dims: the least and the largest number of batch dimensions that it documents; None: any.
+        needs_cuda: the flags and functions that work on CUDA tensors alone where P > 1, and `autocast` for every P.
+        batch_dims: the least and the largest number of batch dimensions that its layers document; None: any.
     """
 
     always_pair: bool = False
@@ -65,15 +65,17 @@ class Semantics:
     def declines(self, case: Case, device: str) -> str:
         """Why the implementation does not have a case on a type of device (cpu, cuda), or an empty string."""
         if device != "cuda":
-            wanted = [case.layer, *(["gather_output"] if case.gather_output else [])]
-            wanted += ["input_is_parallel=False"] if not case.input_is_parallel else []
+            wanted = ["autocast"] if case.autocast else []
+            if case.P > 1:
+                wanted += [case.layer, *(["gather_output"] if case.gather_output else [])]
+                wanted += ["input_is_parallel=False"] if not case.input_is_parallel else []
             for name in wanted:
                 if name in self.needs_cuda:
                     return f"{name} needs CUDA"
         if self.row_bias == "divided" and case.layer == "pair" and case.bias and case.P > 1 and case.values == "exact":
             return "its output is rounded where b / P is added before the reduction, and a pair has no bound for that"
         least, most = self.batch_dims or (0, len(case.batch))
-        if not least <= len(case.batch) <= most:
+        if case.has_parameters and not least <= len(case.batch) <= most:
             return f"takes {least} to {most} batch dimensions"
         return ""
 
@@ -87,10 +89,11 @@ def normal(semantics: Semantics, case: Case, truth: Truth, seen: Sequence[Observ
         return tuple(seen)
     if semantics.always_pair and case.linear and not case.skip_bias_add:
         seen = [_each(entry, _single) for entry in seen]
-    if case.layer == "row" and case.bias and case.P > 1:
+    row_bias = {"row": "bias", "pair": "bias2"}.get(case.layer, "")
+    if row_bias and case.bias and case.P > 1:
         if semantics.row_bias == "first-rank":
-            seen = [seen[0], *(_with_bias_of(seen[0], entry) for entry in seen[1:])]
-        if semantics.row_bias == "divided" and truth.runs:
+            seen = [seen[0], *(_with_bias_of(seen[0], entry, row_bias) for entry in seen[1:])]
+        if semantics.row_bias == "divided" and case.layer == "row" and truth.runs:
             seen = _unrounded(case, truth, seen)
     return tuple(seen)
 
@@ -106,14 +109,14 @@ def _single(step: Step) -> Step:
     return step
 
 
-def _with_bias_of(first: Observation, entry: Observation) -> Observation:
+def _with_bias_of(first: Observation, entry: Observation, bias: str) -> Observation:
     """A rank that holds no bias, with what rank 0 holds for it; one that holds some is left to the clauses."""
     steps = {}
     for name, step in entry.steps.items():
         source = first.steps.get(name)
-        if source is not None and "bias" not in step.parameters and step.gradients.get("bias") is None:
-            held = {**step.parameters, **{n: a for n, a in source.parameters.items() if n == "bias"}}
-            gradients = {**step.gradients, **{n: a for n, a in source.gradients.items() if n == "bias"}}
+        if source is not None and bias not in step.parameters and step.gradients.get(bias) is None:
+            held = {**step.parameters, **{n: a for n, a in source.parameters.items() if n == bias}}
+            gradients = {**step.gradients, **{n: a for n, a in source.gradients.items() if n == bias}}
             step = replace(step, parameters=held, gradients=gradients)
         steps[name] = step
     return replace(entry, steps=steps)

@@ -20,6 +20,7 @@ from doctoring import (
 from spec import STANDARD, Case, Observation, Semantics, judge, normal
 
 ROW = "row P=2 batch=3 in=4 out=4 float32 bias values=small seed=3"
+PAIR = "pair P=2 batch=3 in=2 hidden=4 out=3 float32 bias values=small seed=10"
 COLUMN = "column P=2 batch=3 in=4 out=4 float32 bias values=small seed=1"
 PAIRS, FIRST_RANK, DIVIDED = (
     Semantics(always_pair=True),
@@ -70,6 +71,17 @@ def no_bias(scene: object, seen: Observation) -> Observation:
 def test_a_bias_on_rank_0_alone_stands_for_all_if_that_is_declared():
     assert found(FIRST_RANK, ROW, no_bias, ranks=(1,)) == []
     assert found(STANDARD, ROW, no_bias, ranks=(1,))[0] == "row.bias.replicated"
+
+
+def test_so_does_the_row_bias_of_a_pair():
+    def no_second_bias(scene: object, seen: Observation) -> Observation:
+        step = seen.steps["first"]
+        parameters = {name: array for name, array in step.parameters.items() if name != "bias2"}
+        gradients = {name: array for name, array in step.gradients.items() if name != "bias2"}
+        return replace(seen, steps={"first": replace(step, parameters=parameters, gradients=gradients)})
+
+    assert found(FIRST_RANK, PAIR, no_second_bias, ranks=(1,)) == []
+    assert found(STANDARD, PAIR, no_second_bias, ranks=(1,)) == ["pair.backward.gradients", "backward.replicas"]
 
 
 def test_a_wrong_bias_on_rank_0_is_found():
@@ -128,6 +140,10 @@ def test_lost_and_declined_ranks_are_left_as_they_are():
             "input_is_parallel=False needs CUDA",
         ),
         (Semantics(needs_cuda=("copy",)), "copy P=2 batch=3 in=4 float32 seed=3", "cpu", "copy needs CUDA"),
+        (Semantics(needs_cuda=("copy",)), "copy P=1 batch=3 in=4 float32 seed=3", "cpu", ""),
+        (Semantics(needs_cuda=("autocast",)), f"{ROW} autocast=bfloat16", "cpu", "autocast needs CUDA"),
+        (Semantics(needs_cuda=("autocast",)), f"{ROW} autocast=bfloat16", "cuda", ""),
+        (Semantics(batch_dims=(0, 0)), "copy P=2 batch=3 in=4 float32 seed=3", "cpu", ""),
         (Semantics(batch_dims=(1, 2)), ROW, "cpu", ""),
         (Semantics(batch_dims=(2, 2)), ROW, "cpu", "takes 2 to 2 batch dimensions"),
         (Semantics(batch_dims=(0, 0)), ROW, "cpu", "takes 0 to 0 batch dimensions"),

@@ -1,0 +1,54 @@
+"""The adapter of nanotron: its two linear layers, in the mode that all-reduces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from conformance.adapters.protocol import Requirement
+from conformance.adapters.pytorch import Layer, TorchAdapter
+from spec import Semantics
+
+_KEEPS_GROUP = "keeps its ProcessGroup, which cannot be copied"
+
+
+class Nanotron(TorchAdapter):
+    """TensorParallelColumnLinear and TensorParallelRowLinear; the bias of the row layer lives on rank 0 alone."""
+
+    name = "nanotron"
+    layers = ("column", "row", "pair")
+    semantics = Semantics(row_bias="first-rank")
+    # The wheel of 0.4 cannot be imported: nanotron.logging and nanotron.config import each other.
+    requires = (Requirement("nanotron", "0.2", "nanotron.parallel.tensor_parallel.nn"),)
+    procedures_declined: Mapping[str, str] = {"deepcopy": _KEEPS_GROUP, "pickle": _KEEPS_GROUP}
+
+    def build(self, layer: Layer, group: dist.ProcessGroup) -> torch.nn.Module:
+        from nanotron.parallel.tensor_parallel.enum import TensorParallelLinearMode
+        from nanotron.parallel.tensor_parallel.nn import TensorParallelColumnLinear, TensorParallelRowLinear
+
+        column = layer.kind == "column"
+        cls: Any = TensorParallelColumnLinear if column else TensorParallelRowLinear
+        module: torch.nn.Module = cls(
+            layer.in_features,
+            layer.out_features,
+            group,
+            TensorParallelLinearMode.ALL_REDUCE,
+            bias=layer.wants_bias,
+            device=layer.device,
+            dtype=layer.dtype,
+        )
+        own: dict[str, torch.Tensor | None] = {"weight": layer.weight, "bias": layer.bias}
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                master = own[name]
+                assert master is not None
+                # nanotron's own record of which slice of the master this rank holds.
+                pairs = parameter.get_sharded_info().local_global_slices_pairs if parameter.is_sharded else ()
+                for pair in pairs:
+                    parameter[pair.local_slices] = master[pair.global_slices]
+                if not pairs:
+                    parameter.copy_(master)
+        return module

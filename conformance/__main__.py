@@ -1,10 +1,13 @@
-"""`python -m conformance`: replay one case, or run the suite on ranks that torchrun started.
+"""`python -m conformance`: replay one case, put reports together, or run the suite on ranks that torchrun started.
 
     python -m conformance replay "row P=2 batch=3 in=4 out=2 float32 bias seed=7"
     python -m conformance replay --impl mine.py:Mine "row P=2 ..."
+    python -m conformance report one/ two/report.json --out merged/
+    python -m conformance report out/ --check conformance/results
     torchrun --nproc-per-node 2 -m conformance attached --backend nccl --device cuda [pytest options]
 
-Exit code 0: the case breaks no clause; 1: it breaks one; 2: no such case or implementation.
+Exit code 0: the case breaks no clause, the results are those that are committed; 1: it breaks one, some are not; 2: no
+such case or implementation, or a file that cannot be used.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from conformance.coverage.worth import bound_sentence
 from conformance.diagnosis import diagnose
 from conformance.observers import NotDeclared, Options, rank_setup
 from conformance.ranks import StartFailed
+from conformance.reporting.command import add_arguments, report
 from conformance.reporting.failure import adapter_sentence, failure
 from conformance.suite import Suite
 from spec import Case, CaseSyntaxError
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _attached(chosen, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if chosen.command == "report":
+        return report(chosen)
     try:
         case = Case.parse(chosen.case)
         # A diagnosis may want other worlds; NCCL has no more ranks than there are GPUs.
@@ -46,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m conformance", description="Replay one case of the suite.")
+    parser = argparse.ArgumentParser(prog="python -m conformance", description="Replay one case; put reports together.")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     replay = commands.add_parser("replay", help="run one case and say which clauses it breaks")
     replay.add_argument("case", help="a case line, as a failure report prints it")
+    add_arguments(commands.add_parser("report", help="put reports together, or compare them with committed results"))
     attached = commands.add_parser("attached", help="under torchrun: the suite on these ranks, rank 0 reports")
     for command in (replay, attached):
         command.add_argument("--impl", default="torch_tp", help="a name, module:Class or file.py:Class")

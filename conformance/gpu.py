@@ -115,6 +115,14 @@ def _without_expression(given: Sequence[str]) -> tuple[list[str], str]:
     return rest, known.expression
 
 
+def _without_report(given: Sequence[str]) -> tuple[list[str], str]:
+    """The arguments without --report, whose folder gets one of its own for each run and the page of all."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--report", default="")
+    known, rest = parser.parse_known_args(given)
+    return rest, known.report
+
+
 def _choose_worlds(given: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
     """pytest's arguments, and the world sizes asked for; what is chosen here cannot be given."""
     parser = argparse.ArgumentParser(prog="python -m conformance.gpu", add_help=False, allow_abbrev=False)
@@ -133,6 +141,7 @@ def _choose_worlds(given: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
 def main(given: Sequence[str]) -> int:
     """Probe, say what will run, run it; the worst exit code of the runs, 1 if nothing could run, 2 without a GPU."""
     rest, worlds = _choose_worlds(given)
+    rest, report = _without_report(rest)
     gpus = gpu_count()
     if not gpus:
         print(NO_GPU, file=sys.stderr)
@@ -141,16 +150,27 @@ def main(given: Sequence[str]) -> int:
     chosen = plan(gpus, answers, worlds)
     print("\n".join([f"{gpus} GPU{'s' if gpus > 1 else ''}; what the backends can move:", *table(answers)]))
     print("\n".join([*(f"runs: {run}" for run in chosen.runs), *(f"not run: {line}" for line in chosen.not_run)]))
-    codes = [_run(run, rest) for run in chosen.runs]
+    folders = [Path(report) / run.backend if report else None for run in chosen.runs]
+    codes = [_run(run, rest, folder) for run, folder in zip(chosen.runs, folders, strict=True)]
     for run, code in zip(chosen.runs, codes, strict=True):
         print(f"{run}: exit code {code}")
     print("\n".join(f"not run: {line}" for line in chosen.not_run))
-    return max(codes, default=1)
+    return max([*codes, *_merged(report, folders)], default=1)
 
 
-def _run(run: SuiteRun, given: Sequence[str]) -> int:
+def _merged(report: str, folders: Sequence[Path | None]) -> list[int]:
+    """Put the runs' reports onto one page; the exit code of that, if there are any."""
+    written = [str(folder) for folder in folders if folder and (folder / "report.json").is_file()]
+    command = [sys.executable, "-m", "conformance", "report", *written, "--out", report]
+    return [subprocess.run(command, check=False).returncode] if written else []
+
+
+def _run(run: SuiteRun, given: Sequence[str], folder: Path | None) -> int:
     print(f"\n{run}", flush=True)
-    command = [sys.executable, "-m", "pytest", *arguments_of(run, given)]
+    if folder:
+        folder.parent.mkdir(exist_ok=True)
+    reported = ["--report", str(folder)] if folder else []
+    command = [sys.executable, "-m", "pytest", *arguments_of(run, given), *reported]
     environment = {name: value for name, value in os.environ.items() if name not in _TF32}
     code = subprocess.run(command, env=environment | {"JAX_PLATFORMS": "cpu"}, check=False).returncode
     return code if code >= 0 else 128 - code  # ended by a signal

@@ -18,10 +18,14 @@ from hypothesis import HealthCheck, Phase, core, settings
 from conformance.coverage.summary import summary, write_cells
 from conformance.enumeration import small_cases
 from conformance.items import items
-from conformance.known import BadKnownFile, Known
+from conformance.known import BadKnownFile, Deviation, Known, default_file
 from conformance.observers import NotDeclared, Options
 from conformance.ranks import StartFailed
-from conformance.reporting.failure import adapter_sentence, explain
+from conformance.reporting.collect import Collector, found_in, name_of
+from conformance.reporting.failure import adapter_sentence, explain, violations
+from conformance.reporting.junit import test_properties
+from conformance.reporting.progress import Progress
+from conformance.reporting.session import Reporter, folder_for
 from conformance.reporting.tables import closing_table, header
 from conformance.suite import Suite
 from conformance.tally import Tally
@@ -38,8 +42,9 @@ settings.register_profile("ci", settings.get_profile("quick"), database=None)
 settings.register_profile("deep", settings.get_profile("quick"), max_examples=1000)
 settings.load_profile("ci" if os.environ.get("CI") else "quick")
 
-_tally = pytest.StashKey[Tally]()
+_collector = pytest.StashKey[Collector]()
 _suite = pytest.StashKey[Suite]()
+_reporter = pytest.StashKey[Reporter]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,8 +57,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--clause", action="append", default=[], help="judge only clauses whose name begins so (repeatable)"
     )
     group.addoption("--attached", action="store_true", help="set by `python -m conformance attached`")
-    group.addoption("--known", default="", help="TOML file of known deviations")
+    group.addoption("--known", help="TOML file of known deviations; none: not even those of ours for this --impl")
     group.addoption("--cells", default="", metavar="FILE", help="write what was visited, cell by cell, to a CSV file")
+    group.addoption("--report", default="", metavar="FOLDER", help="write a page, report.json and junit.xml there")
+    group.addoption("--check-results", default="", metavar="FOLDER", help="fail where verdicts are not those there")
 
 
 def options_of(config: pytest.Config) -> Options:
@@ -73,7 +80,7 @@ def options_of(config: pytest.Config) -> Options:
     file = config.getoption("--cells")
     if file and not Path(file).absolute().parent.is_dir():
         raise pytest.UsageError(f"--cells {file}: there is no folder {Path(file).parent}")
-    known = config.getoption("--known")
+    known = known_file(config.getoption("--known"), config.getoption("--impl"))
     try:
         Known.read(known) if known else None
     except BadKnownFile as error:
@@ -88,7 +95,15 @@ def options_of(config: pytest.Config) -> Options:
         (str(Path.cwd()),),
         config.getoption("--attached"),
         _scratch(config),
+        bool(config.getoption("--report")),
     )
+
+
+def known_file(given: str | None, impl: str) -> str:
+    """The file of known deviations to use: the one that was given, else that of ours for this implementation."""
+    if given is None:
+        return default_file(impl)
+    return "" if given == "none" else given
 
 
 def _scratch(config: pytest.Config) -> str:
@@ -123,14 +138,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = "0" if profile == "ci" else str(secrets.randbelow(2**32))
     options = options_of(config)
     _check_devices(options)
-    config.stash[_tally] = Tally()
-    config.stash[_suite] = Suite(options)
+    folder = None if hasattr(config, "workerinput") else folder_for(config)
+    suite = config.stash[_suite] = Suite(options)
     if not hasattr(config, "workerinput"):
         try:
-            _ = config.stash[_suite].declaration
+            declaration = suite.declaration
         except (StartFailed, NotDeclared) as error:
-            config.stash[_suite].close()
+            suite.close()
             raise pytest.UsageError(adapter_sentence(error)) from None
+        found = config.stash[_collector] = Collector()
+        reporter = config.stash[_reporter] = Reporter(suite, found, folder)
+        config.pluginmanager.register(found)
+        config.pluginmanager.register(reporter)
+        config.pluginmanager.register(Progress(config, declaration.name), "conformance-progress")
 
 
 def _check_devices(options: Options) -> None:
@@ -154,6 +174,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     profile = settings.get_current_profile_name()
     seed = str(config.getoption("--hypothesis-seed"))
     lines = header(suite.options, suite, profile, seed)
+    if suite.options.known:
+        lines.append(f"  known deviations: {len(Known.read(suite.options.known).deviations)}, {suite.options.known}")
     return [*lines, "  small cases: every one, but for precision; larger ones are drawn"] if _deep() else lines
 
 
@@ -167,9 +189,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = items(suite.options.world_sizes) if _deep() else []
         metafunc.parametrize("small_item", [item for item in chosen if next(small_cases(item), None)], ids=str)
     if "deviation" in metafunc.fixturenames:
-        known = Known.read(suite.options.known) if suite.options.known else Known()
-        names = [f"{entry.clause}-{number}" for number, entry in enumerate(known.deviations)]
-        metafunc.parametrize("deviation", known.deviations, ids=names)
+        entries = {
+            n: entry for n, entry in enumerate(_deviations(suite.options)) if not not_looked_for(suite.options, entry)
+        }
+        names = [f"{entry.clause}-{number}" for number, entry in entries.items()]
+        metafunc.parametrize("deviation", list(entries.values()), ids=names)
+
+
+def _deviations(options: Options) -> tuple[Deviation, ...]:
+    return Known.read(options.known).deviations if options.known else ()
+
+
+def not_looked_for(options: Options, entry: Deviation) -> str:
+    """Why a known deviation cannot be looked for in this run, or an empty string."""
+    if entry.case.world not in options.world_sizes:
+        return f"world size {entry.case.world}: not in --world-sizes"
+    if options.clauses and not entry.clause.startswith(("ranks.", *options.clauses)):
+        return "its clause is not judged: --clause"
+    return ""
 
 
 def _deep() -> bool:
@@ -185,17 +222,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """A failure that is as small as it gets is diagnosed; one of ranks that did not come back fails its test too."""
     suite = item.config.stash[_suite]
-    before = len(suite.tally.intermittent)
+    suite.tally, suite.failures = Tally(), []
     suite.begin_item()
     core.global_force_seed = seed_of(str(item.config.getoption("--hypothesis-seed")), item.name)
+    told: list[ContractViolation] = []
     try:
         yield
     except (ContractViolation, BaseExceptionGroup) as error:
         explain(suite, error)
+        told += violations(error)
         raise
-    texts = suite.tally.intermittent[before:]
+    finally:
+        item.user_properties += test_properties(suite, item, told)
+    texts = suite.tally.intermittent
     if texts:
         pytest.fail("a failure of ranks did not come back on fresh ranks:\n" + "\n".join(texts), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What a test of the suite found travels with its report, from whatever process."""
+    report = yield
+    if call.when == "call" and name_of(item.nodeid):
+        report.found = found_in(item.config.stash[_suite], item.nodeid)
+    return report
 
 
 def seed_of(seed: str, item: str) -> int:
@@ -214,13 +264,7 @@ def suite(pytestconfig: pytest.Config) -> Suite:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    config = session.config
-    suite = config.stash[_suite]
-    suite.close()
-    if hasattr(config, "workeroutput"):
-        config.workeroutput["tally"] = suite.tally.as_data()
-    else:
-        config.stash[_tally].add(suite.tally)
+    session.config.stash[_suite].close()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -229,23 +273,22 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["scratch"] = node.config.stash[_suite].options.scratch
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    data = getattr(node, "workeroutput", {}).get("tally")
-    if data:
-        node.config.stash[_tally].add(Tally.from_data(data))
-
-
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     options = config.stash[_suite].options
     not_run = [f"world size {size}: not in --world-sizes" for size in (1, 2, 4) if size not in options.world_sizes]
     if options.clauses:
         not_run.append(f"clauses that do not begin with {' or '.join(options.clauses)}: --clause")
+    for entry in _deviations(options):
+        if reason := not_looked_for(options, entry):
+            not_run.append(f"known deviation from {entry.clause} ({entry.case}): {reason}")
     terminalreporter.section(f"conformance of {config.stash[_suite].declaration.name}")
-    tally, reachable = config.stash[_tally], items(options.world_sizes)
-    for line in [*closing_table(tally, options.world_sizes, not_run), *summary(tally, reachable)]:
+    tally, reachable = config.stash[_collector].tally, items(options.world_sizes)
+    strict = config.stash[_suite].declaration.strict
+    for line in [*closing_table(tally, options.world_sizes, not_run, strict), *summary(tally, reachable)]:
         terminalreporter.write_line(line)
     file = config.getoption("--cells")
     if file:
         write_cells(file, tally, reachable)
         terminalreporter.write_line(f"cells written to {file}")
+    for line in config.stash[_reporter].lines:
+        terminalreporter.write_line(line)

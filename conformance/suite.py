@@ -178,10 +178,13 @@ class Suite:
         if _lost(verdict.groups):
             return [name for name in names if name.startswith("ranks.")]
         steps = [step for seen in verdict.groups[0] for step in seen.steps.values()]
+        blind: tuple[str, ...] = ()
         if all(step.collectives is None for step in steps):
-            blind = ("collectives.", "one-rank.no-collective", "refuse.no-collective", "state.local")
-            return [name for name in names if not name.startswith(blind)]
-        return names
+            blind += ("collectives.", "one-rank.no-collective", "refuse.no-collective", "state.local")
+        dense = [step for step in steps if step.name == "dense"]
+        blind += () if dense else ("one-rank.bits",)
+        blind += () if any("nodes" in step.facts for step in dense) else ("one-rank.nodes",)
+        return [name for name in names if not name.startswith(blind)]
 
     def _unseen(self, verdict: Verdict, judged: Sequence[str]) -> list[str]:
         """The clauses about something that cannot be observed here; of lost ranks nothing is said."""

@@ -1,4 +1,4 @@
-"""What a run has judged, so that a worker can hand it to the one that reports."""
+"""What an item, or a run, has judged, so that a worker can hand it to the one that reports."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from conformance.coverage.cells import Cell, cell_of
 from conformance.coverage.worth import miss_probability, value_count
 from spec import Case, Finding
 
-_COUNTERS = ("judged", "broken", "blamed", "declined")
+_COUNTERS = ("judged", "broken", "blamed", "unsupported", "declined")
 Clauses = tuple[str, ...]
+Place = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Weakest:
 
 @dataclass
 class Tally:
-    """Counts of one worker, or of all of them added up.
+    """Counts of one item, or of several added up.
 
     Attributes:
-        judged: (clause, world size) -> examples in which the clause could have failed.
+        judged: (clause, world size, layer) -> examples in which the clause could have failed.
         broken: the same -> examples in which it did.
         blamed: the same -> examples in which that failed the run.
+        unsupported: the same -> examples in which it could have failed, but which were declined, or not observed.
         declined: (reason, layer, world size) -> examples.
         examples: world size -> examples judged.
         intermittent: failures that did not come back, as text.
@@ -47,33 +49,56 @@ class Tally:
         weakest: cell -> what its passes are worth, where a bound is stated.
     """
 
-    judged: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
-    broken: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
-    blamed: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
+    judged: Counter[Place] = field(default_factory=Counter[Place])
+    broken: Counter[Place] = field(default_factory=Counter[Place])
+    blamed: Counter[Place] = field(default_factory=Counter[Place])
+    unsupported: Counter[Place] = field(default_factory=Counter[Place])
     declined: Counter[tuple[str, str, int]] = field(default_factory=Counter[tuple[str, str, int]])
     examples: Counter[int] = field(default_factory=Counter[int])
     intermittent: list[str] = field(default_factory=list[str])
     visited: Counter[tuple[Cell, Clauses]] = field(default_factory=Counter[tuple[Cell, Clauses]])
     weakest: dict[Cell, Weakest] = field(default_factory=dict[Cell, Weakest])
 
-    def count(self, case: Case, clauses: Iterable[str], failing: frozenset[str], blamed: Sequence[Finding]) -> None:
-        """One judged example."""
+    def count(
+        self,
+        case: Case,
+        clauses: Iterable[str],
+        failing: frozenset[str],
+        blamed: Sequence[Finding],
+        unseen: Iterable[str] = (),
+    ) -> None:
+        """One judged example; `unseen` are clauses that could have failed, about what cannot be observed."""
         names, cell = tuple(clauses), cell_of(case)
         self.examples[case.world] += 1
         self.visited[cell, names] += 1
         for name in names:
-            self.judged[name, case.world] += 1
+            self.judged[name, case.world, case.layer] += 1
         for name in failing:
-            self.broken[name, case.world] += 1
+            self.broken[name, case.world, case.layer] += 1
         for name in {finding.clause.name for finding in blamed}:
-            self.blamed[name, case.world] += 1
+            self.blamed[name, case.world, case.layer] += 1
+        for name in unseen:
+            self.unsupported[name, case.world, case.layer] += 1
         miss, values = miss_probability(case), value_count(case)
         if miss is not None and values is not None:
             self.weakest[cell] = Weakest(miss, values).or_weaker(self.weakest.get(cell))
 
-    def decline(self, case: Case, reason: str) -> None:
-        """One example that the implementation does not have."""
+    def decline(self, case: Case, reason: str, clauses: Iterable[str] = ()) -> None:
+        """One example that the implementation does not have, and the clauses that could have failed in it."""
         self.declined[reason, case.layer, case.world] += 1
+        for name in clauses:
+            self.unsupported[name, case.world, case.layer] += 1
+
+    @property
+    def totals(self) -> dict[tuple[str, int], tuple[int, int, int, int]]:
+        """(clause, world size) -> examples judged, broken, blamed and unsupported, in any layer."""
+        found: dict[tuple[str, int], tuple[int, int, int, int]] = {}
+        for name, world, layer in {**self.judged, **self.broken, **self.blamed, **self.unsupported}:
+            counts = (each[name, world, layer] for each in (self.judged, self.broken, self.blamed, self.unsupported))
+            before = found.get((name, world), (0, 0, 0, 0))
+            judged, broken, blamed, unsupported = (a + b for a, b in zip(before, counts, strict=True))
+            found[name, world] = (judged, broken, blamed, unsupported)
+        return found
 
     @property
     def cells(self) -> Counter[Cell]:

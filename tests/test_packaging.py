@@ -103,7 +103,7 @@ def test_default_environments():
     listed = [name.strip() for name in TOX["tox"]["env_list"].split(",")]
 
     assert listed == ["lint", "format", "walls", "typing", "tests", "conformance"]
-    assert set(ENVIRONMENTS) - set(listed) == {"gpu", "benchmarks", "mutants", "mutation"}
+    assert set(ENVIRONMENTS) - set(listed) == {"gpu", "benchmarks", "mutants", "mutation", "page", "peers"}
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

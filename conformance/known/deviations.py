@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from conformance.adapters.find import OURS
 from spec import REGISTER, Case
 
 
@@ -28,6 +29,12 @@ class BadKnownFile(ValueError):
 
 
 _CONDITIONS = {f.name for f in fields(Case)} | {"rows", "batch_dims", "compute_dtype"}
+
+
+def default_file(impl: str) -> str:
+    """The file of known deviations that comes with one of our own names; empty where there is none."""
+    file = Path(__file__).parent / f"{impl}.toml"
+    return str(file) if impl in OURS and file.is_file() else ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,14 @@ class Known:
         return cls(tuple(_deviation(f"--known {path}, entry {n + 1}", entry) for n, entry in enumerate(entries)))
 
 
+def _condition(name: str, value: Any) -> Any:
+    """A list means any of its values; a batch is a list itself, and any of several is a list of those."""
+    if name != "batch" or not isinstance(value, list):
+        return value
+    several = bool(value) and all(isinstance(entry, list) for entry in value)
+    return [tuple(entry) for entry in value] if several else tuple(value)
+
+
 def _deviation(where: str, entry: Any) -> Deviation:
     if not isinstance(entry, dict):
         raise BadKnownFile(f"{where}: is no table; write [[deviation]]")
@@ -93,8 +108,11 @@ def _deviation(where: str, entry: Any) -> Deviation:
         case = Case.parse(str(entry["case"]))
     except ValueError as error:
         raise BadKnownFile(f"{where}: {error}") from None
-    # TOML has a list where a Case has a tuple; elsewhere it means any of its values.
-    when = {name: tuple(value) if name == "batch" else value for name, value in when.items()}
+    when = {name: _condition(name, value) for name, value in when.items()}
+    for name, value in when.items():
+        kind = type(getattr(case, name))
+        if any(type(one) is not kind for one in (value if isinstance(value, list) else [value])):
+            raise BadKnownFile(f"{where}: `when` has {name} = {entry['when'][name]!r}; of a Case it is {kind.__name__}")
     made = Deviation(entry["clause"], case, entry["reason"], when, entry.get("link", ""))
     if not made.explains(made.clause, case):
         raise BadKnownFile(f"{where}: `when` does not fit its own `case` {case}")

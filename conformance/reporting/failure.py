@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from conformance.diagnosis import Diagnosis, diagnose
 from conformance.observers import Options
 from conformance.reporting.lost import lost_ranks
-from conformance.suite import Suite, Verdict
+from conformance.reporting.record import DiagnosisText, Failure, KnownReason, ViolationText
+from conformance.suite import Suite, Verdict, truth_of
 from spec import ContractViolation, Finding
 
 _INDENT = "           "
@@ -22,7 +23,7 @@ def failure(options: Options, verdict: Verdict, blamed: Sequence[Finding], diagn
         f"{clause.name} ({clause.level}): {clause.title}",
         *_wrapped("contract", clause.text),
         f"  case     {verdict.case}",
-        f'  replay   python -m conformance replay{_impl(options)} "{verdict.case}"',
+        f"  replay   {_replay(options, verdict)}",
     ]
     if len(verdict.groups) > 1:
         lines.append(f"  group    {first.group}: global ranks {list(verdict.case.group_ranks[first.group])}")
@@ -35,7 +36,7 @@ def failure(options: Options, verdict: Verdict, blamed: Sequence[Finding], diagn
         lines += _side("expected", violation.expected) + _side("got", violation.got)
     if len(first.violations) > 4:
         lines.append(f"{_INDENT}and {len(first.violations) - 4} more")
-    others = dict.fromkeys(finding.clause.name for finding in blamed if finding.clause is not clause)
+    others = _others(blamed)
     if others:
         lines += _wrapped("also", "broken by this case: " + ", ".join(others))
     lines += _diagnosed(diagnosis or Diagnosis())
@@ -52,10 +53,54 @@ def _diagnosed(diagnosis: Diagnosis) -> list[str]:
         lines += _wrapped("passes", f"the same case {', and '.join(diagnosis.passes)}")
     if diagnosis.probe:
         lines += _wrapped("probe", f"told from {diagnosis.probe}")
-    excessive = [error for error in diagnosis.errors if error.excessive] or diagnosis.errors[:1]
-    for number, error in enumerate(excessive):
-        lines += _wrapped("rounding" if number == 0 else "", str(error))
+    for number, text in enumerate(_rounding(diagnosis)):
+        lines += _wrapped("rounding" if number == 0 else "", text)
     return lines
+
+
+def _others(blamed: Sequence[Finding]) -> tuple[str, ...]:
+    """The clauses that were broken besides the first, each once."""
+    names = (finding.clause.name for finding in blamed if finding.clause is not blamed[0].clause)
+    return tuple(dict.fromkeys(names))
+
+
+def _rounding(diagnosis: Diagnosis) -> tuple[str, ...]:
+    return tuple(map(str, [error for error in diagnosis.errors if error.excessive] or diagnosis.errors[:1]))
+
+
+def recorded(
+    suite: Suite, verdict: Verdict, blamed: Sequence[Finding], diagnosis: Diagnosis, known: KnownReason | None = None
+) -> Failure:
+    """What a report keeps of a failure; who ran it enters the item."""
+    from conformance.reporting.evidence import evidence
+
+    first, case = blamed[0], verdict.case
+    seen = verdict.groups[first.group]
+    return Failure(
+        first.clause.name,
+        case.world,
+        case.layer,
+        "",
+        str(case),
+        _replay(suite.options, verdict),
+        known,
+        tuple(ViolationText(v.rank, v.step, v.what, v.expected, v.got) for v in first.violations),
+        _others(blamed),
+        DiagnosisText(
+            diagnosis.looks, diagnosis.next, diagnosis.passes, str(diagnosis.probe or ""), _rounding(diagnosis)
+        ),
+        tuple(lost_ranks(seen, case.group_ranks[first.group])),
+        failure(suite.options, verdict, blamed, diagnosis),
+        evidence(case, truth_of(case, first.group, seen), seen, first.group),
+    )
+
+
+def keep_known(suite: Suite, verdict: Verdict, finding: Finding, known: KnownReason) -> None:
+    """Keep a known deviation for the report, like a failure, where there is to be one."""
+    if suite.options.records:
+        rest = [other for other in verdict.findings if other is not finding]
+        diagnosis = diagnose(verdict, finding, suite.look, suite.options.world_sizes)
+        suite.failures.append(recorded(suite, verdict, [finding, *rest], diagnosis, known))
 
 
 def raise_first(options: Options, verdict: Verdict, blamed: Sequence[Finding]) -> None:
@@ -68,17 +113,25 @@ def raise_first(options: Options, verdict: Verdict, blamed: Sequence[Finding]) -
 
 
 def explain(suite: Suite, error: BaseException) -> None:
-    """Put the diagnosis into the text of every violation in an error.
+    """Put the diagnosis into the text of every violation in an error, and keep each for the report.
 
     To be called once a failure is as small as it gets: a diagnosis runs cases of its own.
     """
+    for violation in violations(error):
+        verdict, blamed = violation.evidence
+        diagnosis = diagnose(verdict, blamed[0], suite.look, suite.options.world_sizes)
+        violation.args = (failure(suite.options, verdict, blamed, diagnosis),)
+        if suite.options.records:
+            suite.failures.append(recorded(suite, verdict, blamed, diagnosis))
+
+
+def violations(error: BaseException) -> Iterator[ContractViolation]:
+    """The violations with evidence in an error; Hypothesis raises several as a group."""
     if isinstance(error, BaseExceptionGroup):
         for part in error.exceptions:
-            explain(suite, part)
+            yield from violations(part)
     elif isinstance(error, ContractViolation) and error.evidence:
-        verdict, blamed = error.evidence
-        diagnosis = diagnose(verdict, blamed[0], suite.look, suite.options.world_sizes)
-        error.args = (failure(suite.options, verdict, blamed, diagnosis),)
+        yield error
 
 
 def adapter_sentence(error: Exception) -> str:
@@ -87,13 +140,14 @@ def adapter_sentence(error: Exception) -> str:
     return own[-1].partition("NoSuchAdapter: ")[2] if own else str(error)
 
 
-def _impl(options: Options) -> str:
+def _replay(options: Options, verdict: Verdict) -> str:
     defaults = Options()
     given = [
         (flag, getattr(options, name), getattr(defaults, name))
         for flag, name in (("--impl", "impl"), ("--backend", "backend"), ("--device", "device"))
     ]
-    return "".join(f" {flag} {value}" for flag, value, default in given if value != default)
+    words = "".join(f" {flag} {value}" for flag, value, default in given if value != default)
+    return f'python -m conformance replay{words} "{verdict.case}"'
 
 
 def _wrapped(label: str, text: str) -> list[str]:

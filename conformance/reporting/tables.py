@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conformance.observers import Options
+from conformance.reporting.record import verdict
 from conformance.suite import Suite
 from conformance.tally import Tally
 from spec import REGISTER
@@ -21,17 +22,21 @@ def header(options: Options, suite: Suite, profile: str, seed: str) -> list[str]
         f"  ranks: world sizes {worlds}, backend {options.backend}, device {options.device}",
         f"  numerics: {flags or 'NumPy'}",
         f"  examples: profile {profile}, seed {seed}; {len(REGISTER)} clauses, truth by JAX (float64, one CPU device)",
+        *(f"  declared: {sentence}" for sentence in declared.semantics.sentences()),
+        *(f"  note: {note}" for note in declared.notes),
     ]
 
 
-def closing_table(tally: Tally, worlds: Sequence[int], not_run: Sequence[str]) -> list[str]:
+def closing_table(tally: Tally, worlds: Sequence[int], not_run: Sequence[str], strict: bool = False) -> list[str]:
     """Clauses by world size with examples judged; then what was not judged, and why."""
-    sizes = sorted({world for _, world in tally.judged} | set(worlds))
-    width = max((len(name) for name, _ in tally.judged), default=10)
+    totals = {key: counts for key, counts in tally.totals.items() if counts[0]}
+    judged = {name for name, _ in totals}
+    sizes = sorted({world for _, world in totals} | set(worlds))
+    width = max(map(len, judged), default=10)
     lines = [f"{'clause':<{width}}" + "".join(f"{f'world {size}':>14}" for size in sizes)]
-    judged = {name for name, _ in tally.judged}
     for name in (name for name in REGISTER if name in judged):
-        lines.append(f"{name:<{width}}" + "".join(f"{_cell(tally, name, size):>14}" for size in sizes))
+        cells = (_cell(name, strict, *totals.get((name, size), (0, 0, 0, 0))) for size in sizes)
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
     total = sum(tally.examples.values())
     lines.append(
         f"{'examples':<{width}}" + "".join(f"{tally.examples[size]:>14}" for size in sizes) + f"   {total} in all"
@@ -46,11 +51,8 @@ def closing_table(tally: Tally, worlds: Sequence[int], not_run: Sequence[str]) -
     return lines
 
 
-def _cell(tally: Tally, name: str, size: int) -> str:
-    judged, broken, blamed = (counter[name, size] for counter in (tally.judged, tally.broken, tally.blamed))
-    if not judged:
-        return "-"
-    if blamed:
-        return f"FAIL {blamed}/{judged}"
-    label = "should" if REGISTER[name].level == "SHOULD" else "known"
-    return f"{label} {broken}/{judged}" if broken else str(judged)
+def _cell(name: str, strict: bool, judged: int, broken: int, blamed: int, unsupported: int) -> str:
+    lenient = REGISTER[name].level == "SHOULD" and not strict
+    told = verdict(lenient, judged, broken, blamed, unsupported)
+    cells = {"fail": f"FAIL {blamed}/{judged}", "pass": str(judged), "unsupported": "-", "not run": "-"}
+    return cells.get(told, f"{told} {broken}/{judged}")

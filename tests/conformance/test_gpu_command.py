@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conformance import gpu
 from conformance.gpu import NO_GPU, Plan, SuiteRun, arguments_of, main, places, plan
 from conformance.items import items
 from conformance.probe import COLLECTIVES, DTYPES, OK, Question, probe, summary, table
@@ -187,3 +188,28 @@ def test_the_probe_is_a_command_of_its_own():
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1] == "gloo         1  all-reduce            ok        ok        ok        ok"
+
+
+def test_each_backend_s_run_has_a_report_of_its_own_and_all_have_one_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command[1:])
+        if "--report" in command:
+            Path(command[-1]).mkdir()
+            (Path(command[-1]) / "report.json").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(gpu, "gpu_count", lambda: 2)
+    monkeypatch.setattr(gpu, "probe", lambda asked, device: answers_for(2))
+    monkeypatch.setattr(subprocess, "run", run)
+    out = tmp_path / "out"
+
+    assert main(["--report", str(out), "-k", "row"]) == 0
+    folders = [str(out / backend) for backend in ("nccl", "gloo")]
+    assert [command[-2:] for command in commands[:2]] == [["--report", folder] for folder in folders]
+    assert commands[2:] == [["-m", "conformance", "report", *folders, "--out", str(out)]]
+    assert main(["-k", "row"]) == 0
+    assert all("--report" not in command for command in commands[3:])

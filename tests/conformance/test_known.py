@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from faulty import InputGradient
 
-from conformance.known import BadKnownFile, Known
-from spec import Case
+from conformance import plugin
+from conformance.adapters.find import OURS
+from conformance.known import BadKnownFile, Deviation, Known, default_file
+from conformance.known import deviations as room
+from conformance.observers import InProcess, Options
+from conformance.suite import Suite
+from conformance.test_conformance import test_known_deviation_is_still_there as still_there
+from spec import Case, ContractViolation
 
 LINE = "row P=2 batch=1 in=2 out=1 float32 bias seed=0"
 ENTRY = f"""
@@ -56,6 +63,14 @@ def test_a_file_may_be_empty(tmp_path: Path) -> None:
             ", entry 2: there is no clause 'row.backward.bias-gradient'; `python -m spec` lists them",
         ),
         (ENTRY.replace("bias = true", "flag = true"), ", entry 1: `when` has ['flag'], which no Case has"),
+        (ENTRY.replace("bias = true", "P = true"), ", entry 1: `when` has P = True; of a Case it is int"),
+        (
+            ENTRY.replace("bias = true", 'dtype = ["float32", 16]'),
+            ", entry 1: `when` has dtype = ['float32', 16]; of a Case it is str",
+        ),
+        (ENTRY.replace("bias = true", "batch = 1"), ", entry 1: `when` has batch = 1; of a Case it is tuple"),
+        (ENTRY.replace("bias = true", "dtype = []"), f", entry 1: `when` does not fit its own `case` {LINE}"),
+        (ENTRY.replace("bias = true", "P = 4"), f", entry 1: `when` does not fit its own `case` {LINE}"),
         (
             ENTRY.replace("in=2", "in=3"),
             ", entry 1: not a case: P=2 must divide in, which has size 3\n"
@@ -107,6 +122,28 @@ def test_an_entry_without_when_excuses_its_clause_in_every_case(tmp_path: Path) 
     assert known.explains("row.backward.bias-grad", Case.parse("row P=1 batch=1 in=1 out=1 float64 bias seed=3"))
 
 
+def test_a_list_means_any_of_its_values(tmp_path: Path) -> None:
+    known = read(tmp_path, ENTRY.replace("bias = true", 'dtype = ["float32", "bfloat16"], batch_dims = [0, 1]'))
+    assert known.explains("row.backward.bias-grad", Case.parse(LINE))
+    assert known.explains("row.backward.bias-grad", Case.parse(LINE.replace("float32", "bfloat16")))
+    assert not known.explains("row.backward.bias-grad", Case.parse(LINE.replace("float32", "float16")))
+    assert not known.explains("row.backward.bias-grad", Case.parse(LINE.replace("batch=1", "batch=1x1")))
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [("[1]", [True, False, False]), ("[[2, 3], [1]]", [True, True, False]), ("[]", None)]
+)
+def test_a_batch_is_a_list_itself(tmp_path: Path, batch: str, expected: list[bool] | None) -> None:
+    text = ENTRY.replace("bias = true", f"batch = {batch}")
+    if expected is None:
+        text = text.replace(" batch=1 ", " ")
+        assert read(tmp_path, text).explains("row.backward.bias-grad", Case.parse(LINE.replace(" batch=1", "")))
+        return
+    known = read(tmp_path, text)
+    cases = [Case.parse(LINE.replace("batch=1", f"batch={shape}")) for shape in ("1", "2x3", "2")]
+    assert [known.explains("row.backward.bias-grad", case) for case in cases] == expected
+
+
 def test_any_entry_may_excuse(tmp_path: Path) -> None:
     other = ENTRY.replace("row.backward.bias-grad", "row.forward.value")
     known = read(tmp_path, ENTRY + other)
@@ -116,3 +153,90 @@ def test_any_entry_may_excuse(tmp_path: Path) -> None:
 
 def test_no_file_excuses_nothing() -> None:
     assert not Known().explains("row.backward.bias-grad", Case.parse(LINE))
+
+
+# The files that come with the suite
+
+
+def test_an_implementation_of_ours_has_its_file_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "__file__", str(tmp_path / "deviations.py"))
+    for name in ("numpy", "stranger"):
+        (tmp_path / f"{name}.toml").write_text(ENTRY)
+    assert default_file("numpy") == str(tmp_path / "numpy.toml")
+    assert default_file("torch_tp") == ""
+    assert default_file("stranger") == ""
+    assert default_file("numpy.toml:Mine") == ""
+
+
+def test_every_file_that_comes_with_the_suite_can_be_read_and_is_someone_s() -> None:
+    for path in Path(room.__file__).parent.glob("*.toml"):
+        assert Known.read(str(path)).deviations
+        assert path.stem in OURS
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, "default.toml"), ("none", ""), ("", ""), ("own.toml", "own.toml")]
+)
+def test_the_default_file_gives_way(
+    given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plugin, "default_file", lambda impl: "default.toml")
+    for name in ("default.toml", "own.toml"):
+        Path(name).write_text(ENTRY)
+    assert plugin.known_file(given, "numpy") == expected
+
+
+# The test of an entry
+
+
+UNREDUCED = "column P=2 batch=1 in=2 out=2 float32 bias seed=0"
+
+
+def suite() -> Suite:
+    made = Suite(Options(impl="numpy"))
+    made.observer = InProcess(InputGradient(lambda terms: terms))
+    return made
+
+
+def test_an_entry_whose_case_breaks_its_clause_passes_but_not_what_it_breaks_besides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The case breaks backward.replicas too, of which nothing is known until a second entry says so."""
+    entries = [Deviation(name, Case.parse(UNREDUCED), "not reduced") for name in NAMES]
+    one, both = suite(), suite()
+    one._known, both._known = Known((entries[0],)), Known(tuple(entries))
+
+    still_there(entries[0], both)
+    with pytest.raises(ContractViolation, match=r"backward\.replicas \(MUST\)"):
+        still_there(entries[0], one)
+
+
+NAMES = ("column.backward.input-grad-reduced", "backward.replicas")
+
+
+def test_an_entry_whose_case_breaks_nothing_fails() -> None:
+    entry = Deviation("row.backward.bias-grad", Case.parse(LINE), "divided")
+    with pytest.raises(AssertionError, match=r"does not break row\.backward\.bias-grad any more: take the entry out"):
+        still_there(entry, suite())
+
+
+def test_an_entry_whose_case_is_declined_fails_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    examined = suite()
+    monkeypatch.setattr(examined.observer.adapter, "declines", lambda case: "has no row")
+    with pytest.raises(AssertionError, match=r"seed=0 is declined: has no row"):
+        still_there(Deviation("row.backward.bias-grad", Case.parse(LINE), "divided"), examined)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (Options(), ""),
+        (Options(world_sizes=(2,)), ""),
+        (Options(world_sizes=(1, 4)), "world size 2: not in --world-sizes"),
+        (Options(clauses=("row.",)), ""),
+        (Options(clauses=("column.",)), "its clause is not judged: --clause"),
+    ],
+)
+def test_an_entry_that_cannot_be_looked_for_is_left_out_with_the_reason(options: Options, expected: str) -> None:
+    assert plugin.not_looked_for(options, Deviation("row.backward.bias-grad", Case.parse(LINE), "divided")) == expected

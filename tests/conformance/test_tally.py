@@ -16,7 +16,7 @@ ROW = Case.parse("row P=2 batch=3 in=4 out=2 float32 bias seed=7")
 SUBGROUP = Case.parse("copy P=2 batch=3 in=4 float32 world=4 seed=7")
 
 worlds = st.sampled_from((1, 2, 4))
-clauses = st.tuples(st.sampled_from(sorted(REGISTER)), worlds)
+clauses = st.tuples(st.sampled_from(sorted(REGISTER)), worlds, st.sampled_from(("row", "copy")))
 counts = st.integers(1, 100)
 counters = st.dictionaries(clauses, counts, max_size=4).map(Counter)
 cells = st.builds(
@@ -25,6 +25,7 @@ cells = st.builds(
 weakest = st.builds(Weakest, st.floats(0, 1), st.integers(2, 2**40))
 tallies = st.builds(
     Tally,
+    counters,
     counters,
     counters,
     counters,
@@ -50,7 +51,7 @@ def test_a_tally_survives_the_way_to_the_reporter(tally: Tally) -> None:
 def test_tallies_add_up(one: Tally, two: Tally) -> None:
     total = Tally.from_data(one.as_data())
     total.add(two)
-    for name in ("judged", "broken", "blamed", "declined", "examples", "visited"):
+    for name in ("judged", "broken", "blamed", "unsupported", "declined", "examples", "visited"):
         assert getattr(one, name) + getattr(two, name) == getattr(total, name)
     assert one.intermittent + two.intermittent == total.intermittent
     assert one.weakest.keys() | two.weakest.keys() == total.weakest.keys()
@@ -70,8 +71,8 @@ def test_an_example_counts_once_for_every_clause_that_judged_it() -> None:
     finding = Finding(REGISTER["row.forward.value"], 0, ())
     tally.count(ROW, ["ranks.alive", "row.forward.value"], frozenset({"row.forward.value"}), [finding])
     tally.count(ROW, ["ranks.alive", "row.forward.value"], frozenset(), [])
-    assert tally.judged == {("ranks.alive", 2): 2, ("row.forward.value", 2): 2}
-    assert tally.broken == tally.blamed == {("row.forward.value", 2): 1}
+    assert tally.judged == {("ranks.alive", 2, "row"): 2, ("row.forward.value", 2, "row"): 2}
+    assert tally.broken == tally.blamed == {("row.forward.value", 2, "row"): 1}
     assert tally.examples == {2: 2}
 
 
@@ -79,21 +80,22 @@ def test_a_clause_that_two_groups_broke_is_blamed_once() -> None:
     tally = Tally()
     found = [Finding(REGISTER["copy.backward"], group, ()) for group in (0, 1)]
     tally.count(SUBGROUP, ["copy.backward"], frozenset({"copy.backward"}), found)
-    assert tally.blamed == {("copy.backward", 4): 1}
+    assert tally.blamed == {("copy.backward", 4, "copy"): 1}
 
 
 def test_what_is_not_blamed_is_broken_all_the_same() -> None:
     """A known deviation, or a SHOULD, does not vanish from the report."""
     tally = Tally()
     tally.count(ROW, ["row.forward.value"], frozenset({"row.forward.value"}), [])
-    assert tally.broken == {("row.forward.value", 2): 1}
+    assert tally.broken == {("row.forward.value", 2, "row"): 1}
     assert not tally.blamed
 
 
 def test_an_example_that_was_declined_is_not_judged() -> None:
     tally = Tally()
-    tally.decline(SUBGROUP, "no subgroups")
+    tally.decline(SUBGROUP, "no subgroups", ["copy.forward", "copy.backward"])
     assert tally.declined == {("no subgroups", "copy", 4): 1}
+    assert tally.unsupported == {("copy.forward", 4, "copy"): 1, ("copy.backward", 4, "copy"): 1}
     assert not tally.examples
     assert not tally.judged
 
@@ -142,3 +144,17 @@ def test_real_values_are_worth_nothing_that_is_stated() -> None:
     tally = Tally()
     tally.count(Case.parse("row P=2 batch=3 in=4 out=2 float32 values=gaussian seed=7"), [], frozenset(), [])
     assert not tally.weakest
+
+
+def test_totals_add_the_layers_up_and_name_what_was_only_declined() -> None:
+    tally = Tally()
+    other = Case.parse("copy P=2 batch=3 in=4 float32 seed=7")
+    finding = Finding(REGISTER["forward.dtype"], 0, ())
+    tally.count(ROW, ["forward.dtype"], frozenset({"forward.dtype"}), [finding], ["collectives.dtype"])
+    tally.count(other, ["forward.dtype"], frozenset(), [])
+    tally.decline(other, "has none", ["forward.dtype", "copy.forward"])
+    assert tally.totals == {
+        ("forward.dtype", 2): (2, 1, 1, 1),
+        ("collectives.dtype", 2): (0, 0, 0, 1),
+        ("copy.forward", 2): (0, 0, 0, 1),
+    }

@@ -55,6 +55,7 @@ class Browser:
         self.media(dark=dark)
         self.logs("browser"), self.logs("performance")
         self.driver.get(page.as_uri() + fragment)
+        self.until("return document.readyState === 'complete' && document.documentElement.className === 'js'")
 
     def media(self, name: str = "", dark: bool = False) -> None:
         """Screen or print, light or dark."""
@@ -71,6 +72,12 @@ class Browser:
     def run(self, code: str, *arguments: Any) -> Any:
         """What a script in the page returns."""
         return self.driver.execute_script(code, *arguments)
+
+    def until(self, code: str) -> None:
+        """Waits for a script to return true: on a busy machine the driver may be back before the page is there."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, 30, 0.02).until(lambda _: self.run(code))
 
     def logs(self, kind: str) -> list[Any]:
         return list(self.driver.get_log(kind))

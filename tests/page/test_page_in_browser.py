@@ -358,6 +358,7 @@ def test_without_a_script_it_can_be_read(browser: Browser, page: Path) -> None:
     browser.command("Emulation.setScriptExecutionDisabled", value=True)
     browser.driver.get("about:blank")
     browser.driver.get(page.as_uri())
+    wait(lambda: bool(browser.driver.find_elements("css selector", "footer p")))
     text = browser.find("body").text
     browser.command("Emulation.setScriptExecutionDisabled", value=False)
 

@@ -16,6 +16,7 @@ import numpy as np
 from spec.bounds import bound
 from spec.case import Case
 from spec.contract import agreement
+from spec.faults import arguments
 from spec.numerics import encode
 from spec.observation import Array, Observation, Step
 from spec.placements import Replicated
@@ -65,10 +66,11 @@ class Semantics:
     def declines(self, case: Case, device: str) -> str:
         """Why the implementation does not have a case on a type of device (cpu, cuda), or an empty string."""
         if device != "cuda":
+            asked = {**vars(case), **arguments(case).flags}  # a fault may ask for flags that its case has not
             wanted = ["autocast"] if case.autocast else []
             if case.P > 1:
-                wanted += [case.layer, *(["gather_output"] if case.gather_output else [])]
-                wanted += ["input_is_parallel=False"] if not case.input_is_parallel else []
+                wanted += [case.layer, *(["gather_output"] if asked["gather_output"] else [])]
+                wanted += ["input_is_parallel=False"] if not asked["input_is_parallel"] else []
             for name in wanted:
                 if name in self.needs_cuda:
                     return f"{name} needs CUDA"
@@ -117,7 +119,8 @@ def _with_bias_of(first: Observation, entry: Observation, bias: str) -> Observat
         if source is not None and bias not in step.parameters and step.gradients.get(bias) is None:
             held = {**step.parameters, **{n: a for n, a in source.parameters.items() if n == bias}}
             gradients = {**step.gradients, **{n: a for n, a in source.gradients.items() if n == bias}}
-            step = replace(step, parameters=held, gradients=gradients)
+            keys = {"keys": source.facts["keys"]} if "keys" in step.facts and "keys" in source.facts else {}
+            step = replace(step, parameters=held, gradients=gradients, facts={**step.facts, **keys})
         steps[name] = step
     return replace(entry, steps=steps)
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, Final, cast
 
 import torch
+import torch._dynamo  # the first DTensor would import it, for seconds that count as its case's
 import torch.distributed as dist
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from conformance.adapters.pytorch import Layer, TorchAdapter
-from spec import Semantics
+from spec import Case, Semantics
+
+# What a user gets wrong before there is a DTensor, or cannot say to one.
+_FAULTS_ELSEWHERE: Final = {
+    "master-shape": "cuts an nn.Linear, and takes no masters",
+    "master-bias-shape": "cuts an nn.Linear, and takes no masters",
+    "master-integer": "cuts an nn.Linear, and takes no masters",
+    "gathered-and-skipped": "has no skip_bias_add",
+}
 
 
 class DTensorStyles(TorchAdapter):
@@ -17,13 +31,11 @@ class DTensorStyles(TorchAdapter):
     name = "DTensor styles"
     layers = ("column", "row", "pair")
     flags = ("bias", "gather_output", "input_is_parallel", "reduce_output")
+    procedures_declined: Mapping[str, str] = {"pickle": "the hooks of distribute_module are local functions"}
+    accepts: Mapping[str, str] = {"unreduced-bias": "each partial output has b / P in it, and their sum has b"}
     semantics = Semantics(row_bias="divided")
 
     def build(self, layer: Layer, group: dist.ProcessGroup) -> torch.nn.Module:
-        from torch.distributed.device_mesh import DeviceMesh
-        from torch.distributed.tensor import Partial, Placement, Replicate, Shard
-        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
         linear = torch.nn.Linear(
             layer.in_features, layer.out_features, layer.wants_bias, device=layer.device, dtype=layer.dtype
         )
@@ -43,8 +55,10 @@ class DTensorStyles(TorchAdapter):
         return parallelize_module(linear, mesh, style)
 
     def local(self, tensor: torch.Tensor) -> torch.Tensor:
-        from torch.distributed._functional_collectives import AsyncCollectiveTensor
-        from torch.distributed.tensor import DTensor
-
         plain = cast(Any, tensor).to_local() if isinstance(tensor, DTensor) else tensor
         return plain.wait() if isinstance(plain, AsyncCollectiveTensor) else plain
+
+    def unsupported(self, case: Case) -> str:
+        if case.layer == "column" and case.fault in ("indivisible", "zero-size"):
+            return "shards a column layer unevenly, down to nothing, as torch.chunk does"
+        return _FAULTS_ELSEWHERE.get(case.fault, "")

@@ -9,13 +9,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from conformance.adapters.protocol import Adapter, NoSuchAdapter
+from conformance.adapters.protocol import ADAPTER_CONTRACT, KNOWN_CONTRACTS, Adapter, NoSuchAdapter
 
 OURS: Final = {
     "torch_tp": "conformance.adapters.torch_tp:TorchTp",
     "dtensor": "conformance.adapters.dtensor:DTensorStyles",
     "megatron": "conformance.adapters.megatron:Megatron",
     "fairscale": "conformance.adapters.fairscale:Fairscale",
+    "nanotron": "conformance.adapters.nanotron:Nanotron",
+    "deepspeed": "conformance.adapters.deepspeed:DeepSpeed",
     "jax-shard-map": "conformance.adapters.jax_shard_map:ShardMap",
     "jax-jit": "conformance.adapters.jax_jit:Jit",
     "numpy": "conformance.adapters.simulated:Simulated",
@@ -29,7 +31,8 @@ def find(name: str) -> Adapter:
     """The adapter of an implementation, made.
 
     Raises:
-        NoSuchAdapter: unknown name, failing import, no such class, or a method that is missing.
+        NoSuchAdapter: unknown name, failing import, no such class, a contract of another version, or a method that is
+            missing.
     """
     module_name, colon, class_name = OURS.get(name, name).rpartition(":")
     if not colon:
@@ -50,6 +53,12 @@ def find(name: str) -> Adapter:
             requirement.check()
     except NoSuchAdapter as error:
         raise NoSuchAdapter(f"--impl {name}: {error}") from None
+    stated = getattr(made, "contract", ADAPTER_CONTRACT)
+    if type(stated) is not int or stated not in KNOWN_CONTRACTS:
+        raise NoSuchAdapter(
+            f"--impl {name}: {class_name} states contract = {stated!r}; this suite knows version"
+            f" {', '.join(map(str, KNOWN_CONTRACTS))} of the adapter contract, see docs/adapters.md"
+        )
     missing = [method for method in _METHODS if not callable(getattr(made, method, None))]
     if missing:
         raise NoSuchAdapter(

@@ -39,9 +39,11 @@ class Jit(JaxAdapter):
                 raise ValueError(f"bias has shape {bias.shape}, and out_features={layer.out_features}")
             last = P(*[None] * (x.ndim - 1), layer.axis)
             y = place(x, last if row else whole) @ parameters["weight"]
+            # Said of the product too, or the compiler may gather the weight in place of the output.
+            y = place(y, whole if row else last)
             if bias is not None and not skips:
                 y = y + bias
-            y = place(y, whole if row or gathers else last)  # last: a sharded bias would spread its own placement
+            y = place(y, whole) if gathers else y
             return (y, bias) if skips else y
 
         return call

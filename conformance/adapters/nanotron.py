@@ -12,6 +12,7 @@ from conformance.adapters.protocol import Requirement
 from conformance.adapters.pytorch import Layer, TorchAdapter
 from spec import Semantics
 
+_NO_MASTERS = "it takes no masters; its weights come from a checkpoint"
 _KEEPS_GROUP = "keeps its ProcessGroup, which cannot be copied"
 
 
@@ -21,6 +22,10 @@ class Nanotron(TorchAdapter):
     name = "nanotron"
     layers = ("column", "row", "pair")
     semantics = Semantics(row_bias="first-rank")
+    accepts: Mapping[str, str] = {
+        **dict.fromkeys(("master-shape", "master-integer", "master-bias-shape"), _NO_MASTERS),
+        "zero-size": "as nn.Linear does, from which it is derived",
+    }
     # The wheel of 0.4 cannot be imported: nanotron.logging and nanotron.config import each other.
     requires = (Requirement("nanotron", "0.2", "nanotron.parallel.tensor_parallel.nn"),)
     procedures_declined: Mapping[str, str] = {"deepcopy": _KEEPS_GROUP, "pickle": _KEEPS_GROUP}

@@ -6,9 +6,13 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from spec import STANDARD, Case, Observation, Semantics
+
+# The version of what this module and docs/adapters.md ask of an adapter, and all versions that the suite still runs.
+ADAPTER_CONTRACT: Final = 1
+KNOWN_CONTRACTS: Final = (ADAPTER_CONTRACT,)
 
 
 class NoSuchAdapter(ValueError):
@@ -130,7 +134,9 @@ class Session(Protocol):
 
 @runtime_checkable
 class Adapter(Protocol):
-    """An implementation under test.
+    """An implementation under test; docs/adapters.md says all of it.
+
+    It may state `contract`, the version that it was written for; without one it is taken for the newest.
 
     Attributes:
         controller: False where each rank is a process of its own, True where one process holds all ranks.

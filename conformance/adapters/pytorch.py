@@ -29,6 +29,7 @@ from conformance.adapters.protocol import Declaration, Group, Requirement
 from conformance.adapters.torch_procedures import Procedures
 from conformance.adapters.torch_session import TorchSession
 from spec import STANDARD, Case
+from spec.faults import arguments
 
 
 def pin_numerics() -> dict[str, str]:
@@ -120,8 +121,9 @@ class TorchAdapter:
         for kind in ("column", "row") if case.layer == "pair" else (case.layer,):
             if kind not in self.layers:
                 return f"has no {kind}"
-        wanted = [name for name in ("bias", "gather_output", "skip_bias_add") if getattr(case, name)]
-        wanted += [name for name in ("input_is_parallel", "reduce_output") if not getattr(case, name)]
+        asked = {**vars(case), **arguments(case).flags}  # a fault may ask for flags that its case has not
+        wanted = [name for name in ("bias", "gather_output", "skip_bias_add") if asked[name]]
+        wanted += [name for name in ("input_is_parallel", "reduce_output") if not asked[name]]
         for name in wanted:
             if name not in self.flags:
                 return f"has no {name}"

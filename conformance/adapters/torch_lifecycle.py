@@ -68,16 +68,18 @@ def state_dict(session: TorchSession, case: Case, group: int) -> Steps:
     with session.log:
         saved = {name: v for name, v in built.module.state_dict().items() if isinstance(v, torch.Tensor)}
         target.module.load_state_dict({name: value.clone() for name, value in saved.items()}, strict=False)
-        weight = next(name for name, value in saved.items() if value.dim() == 2)
-        wrong = {
-            "missing": {name: value for name, value in saved.items() if name != weight},
-            "unexpected": {**saved, "no_such_key": saved[weight]},
-            "shape": {**saved, weight: torch.cat([saved[weight], saved[weight]])},
-        }
-        if case.bias:
-            bias = next(name for name, value in saved.items() if value.dim() == 1)
-            wrong["missing bias"] = {name: value for name, value in saved.items() if name != bias}
-            wrong["shape of the bias"] = {**saved, bias: torch.cat([saved[bias], saved[bias]])}
+    # Not watched: to concatenate tensors of an implementation's own may communicate.
+    weight = next(name for name, value in saved.items() if value.dim() == 2)
+    wrong = {
+        "missing": {name: value for name, value in saved.items() if name != weight},
+        "unexpected": {**saved, "no_such_key": saved[weight]},
+        "shape": {**saved, weight: torch.cat([saved[weight], saved[weight]])},
+    }
+    if case.bias:
+        bias = next(name for name, value in saved.items() if value.dim() == 1)
+        wrong["missing bias"] = {name: value for name, value in saved.items() if name != bias}
+        wrong["shape of the bias"] = {**saved, bias: torch.cat([saved[bias], saved[bias]])}
+    with session.log:
         loud = {kind: _refuses_state(target.module, state) for kind, state in wrong.items()}
     entered = session.log.take() if session.adapter.observable else None
     first = session.start(case, data, built).step("first", keys=sorted(saved))
@@ -120,6 +122,7 @@ def _refused_call(session: TorchSession, case: Case, args: Arguments, data: Inpu
         if case.bias:
             bias = torch.ones(args.bias_shape or (out,), device=session.device).to(getattr(torch, case.dtype))
     module = session.adapter.build(layer(case, session.group, args, weight, bias), session.group.handle)
+    session.log.take()  # a layer that was built has refused nothing yet, and may have cut its masters by a scatter
     sizes = list(local(agreement(case).input.value, data.x, case.P, session.group.rank).shape)
     sizes[-1] += args.input_extra
     sizes[case.dim] += args.cut_extra

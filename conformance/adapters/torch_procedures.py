@@ -118,7 +118,8 @@ def copied(session: TorchSession, case: Case, group: int) -> Steps:
     first = session.step("first", case, data, built)
     module = copy.deepcopy(built.module) if case.procedure == "deepcopy" else pickle.loads(pickle.dumps(built.module))
     # The original's parameters stand with the masters: a copy must own its storage.
-    originals = {f"master_original_{name}": owner(p) for name, p in built.parameters.items() if p is not None}
+    local = session.adapter.local
+    originals = {f"master_original_{name}": owner(local(p)) for name, p in built.parameters.items() if p is not None}
     parameters = named(session.adapter, case, module)
     other = Built(module, parameters, {**built.masters, **originals})
     return [first, session.step("second", case, data, other)]

@@ -106,6 +106,8 @@ class CollectiveLog(TorchDispatchMode):
         self._waits.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # first the wrapper, such as DTensor: where it is second, nobody sees what it sends
         self._progress.look()
         name = func.overloadpacket.__name__ if func.namespace in _NAMESPACES else ""
         kind = KINDS.get(name)

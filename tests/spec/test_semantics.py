@@ -134,6 +134,12 @@ def test_lost_and_declined_ranks_are_left_as_they_are():
         (Semantics(needs_cuda=("gather_output",)), f"{COLUMN} gather_output", "cuda", ""),
         (Semantics(needs_cuda=("gather_output",)), COLUMN, "cpu", ""),
         (
+            Semantics(needs_cuda=("gather_output",)),
+            f"{COLUMN} procedure=refuse fault=gathered-and-skipped",
+            "cpu",
+            "gather_output needs CUDA",
+        ),
+        (
             Semantics(needs_cuda=("input_is_parallel=False",)),
             f"{ROW} input_is_parallel=False",
             "cpu",

@@ -12,12 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_AS_IT_IS = nullcontext()
+
 
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands in the dtypes in which `F.linear` would take them."""
+    """The operands in the dtypes in which `F.linear` would take them.
+
+    Where no gradient is asked for there is no node of ours, and the weight is left to `F.linear`, which keeps its cast
+    for the next use in the same region.
+    """
     if not _active(x):
         return x, weight, bias
-    return x.to(autocast_dtype(x)), weight.to(autocast_dtype(weight)), _cast(bias)
+    return _cast(x), _cast(weight) if torch.is_grad_enabled() else weight, None if bias is None else _cast(bias)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
@@ -29,7 +35,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """For backwards: they compute in the dtypes of the forward, whatever is on when backward() is called."""
-    return torch.autocast(x.device.type, enabled=False) if _active(x) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if _active(x) else _AS_IT_IS
 
 
 def _active(x: Tensor) -> bool:
@@ -37,5 +43,5 @@ def _active(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _cast(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.to(autocast_dtype(bias))
+def _cast(x: Tensor) -> Tensor:
+    return x.to(autocast_dtype(x))

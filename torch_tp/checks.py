@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_tp.autocast import autocast_dtype
 from torch_tp.group import integer
@@ -65,11 +65,19 @@ def check_master(owner: str, name: str, master: Any, shape: tuple[int, ...]) -> 
         )
 
 
-def check_input(owner: str, x: Any, weight: Tensor, width: int, width_means: str, world_size: int) -> None:
+def check_input(layer: nn.Module, x: Any, weight: Tensor, width: int, width_means: str, world_size: int) -> None:
     """Refuse an input that the weight cannot be applied to.
 
     `width` is the last dimension that is right, `width_means` says what it is.
     """
+    if (
+        isinstance(x, Tensor)
+        and x.shape[-1:] == (width,)
+        and x.dtype is weight.dtype
+        and x.device == weight.device  # last, since it takes longest
+    ):
+        return
+    owner = type(layer).__name__
     if not isinstance(x, Tensor):
         refuse(owner, f"the input is a {type(x).__name__}; it must be a torch.Tensor", TypeError)
     if x.dim() == 0 or x.shape[-1] != width:

@@ -125,17 +125,18 @@ class ColumnParallelLinear(ShardedLinear):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, nn.Parameter | None]:
         """Apply the layer to a replicated `[..., in_features]`; shapes and errors as in the class's tables."""
         group = self._enter(x, replicated=True)
-        checks.check_input(self._name(), x, self.weight, self.in_features, "in_features", group.size)
+        weight = self.weight  # once: a module looks its parameters up slowly
+        checks.check_input(self, x, weight, self.in_features, "in_features", group.size)
         bias = None if self.skip_bias_add else self.bias
-        y = F.linear(x, self.weight, bias) if group.size == 1 else self._parallel(x, bias, group)
+        y = F.linear(x, weight, bias) if group.size == 1 else self._parallel(x, weight, bias, group)
         return (y, self.bias) if self.skip_bias_add else y
 
-    def _parallel(self, x: Tensor, bias: Tensor | None, group: Group) -> Tensor:
+    def _parallel(self, x: Tensor, weight: Tensor, bias: Tensor | None, group: Group) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             group.require(self._name(), "the gradient of an input that requires one needs an all-reduce")
         if self.gather_output:
             group.require(self._name(), "gather_output=True needs an all-gather")
-        y = column_product(*autocast(x, self.weight, bias), group)
+        y = column_product(*autocast(x, weight, bias), group)
         return gather_along(y, y.dim() - 1, group) if self.gather_output else y
 
     def _flag_conflict(self, bias: bool) -> str:

@@ -188,9 +188,10 @@ class ShardedLinear(nn.Module):
         return whole.narrow(placement.dim, self.rank * size, size)
 
     def _resolved(self) -> Group:
-        if self._group.pending:
-            self._group = self._group.resolved()
-        return self._group
+        group = self._group
+        if group.saved_ranks is not None:
+            group = self._group = group.resolved()
+        return group
 
     def _enter(self, x: object, replicated: bool) -> Group:
         """The group; under TP_DEBUG=check the ranks are compared before one of them alone could refuse."""

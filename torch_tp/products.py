@@ -31,6 +31,8 @@ def column_product(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group)
 
 def row_product(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group) -> Tensor:
     """`sum_r x_r W_r^T + b`: the sum over the group, then the bias, once."""
+    if not torch.is_grad_enabled():
+        return _sum_and_bias(F.linear(x, weight), bias, group)
     y: Tensor = _RowProduct.apply(x, weight, bias, group)
     return y
 
@@ -63,8 +65,7 @@ class _RowProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: Group) -> Tensor:
         ctx.group = group
         _save(ctx, x, weight)
-        total = collectives.all_reduce(F.linear(x, weight), group, "RowParallelLinear forward")
-        return total if bias is None else total.add_(bias)
+        return _sum_and_bias(F.linear(x, weight), bias, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -76,6 +77,12 @@ class _RowProduct(torch.autograd.Function):
             weight_grad = _weight_grad(local, x) if ctx.needs_input_grad[1] else None
             bias_grad = _bias_grad(grad) if ctx.needs_input_grad[2] else None
             return input_grad, weight_grad, bias_grad, None
+
+
+def _sum_and_bias(partial: Tensor, bias: Tensor | None, group: Group) -> Tensor:
+    """The row's output; `partial` is ours and is overwritten."""
+    total = collectives.all_reduce(partial, group, "RowParallelLinear forward")
+    return total if bias is None else total.add_(bias)
 
 
 def _save(ctx: Any, x: Tensor, weight: Tensor) -> None:
@@ -95,11 +102,12 @@ def _parameter_grads(ctx: Any, grad: Tensor, x: Tensor | None) -> tuple[Tensor |
 
 
 def _input_grad(grad: Tensor, w_OI: Tensor) -> Tensor:
-    return (_flat(grad) @ w_OI).view(*grad.shape[:-1], w_OI.shape[1])
+    product = _flat(grad).mm(w_OI)
+    return product if grad.dim() == 2 else product.view(*grad.shape[:-1], w_OI.shape[1])
 
 
 def _weight_grad(grad: Tensor, x: Tensor) -> Tensor:
-    return _flat(grad).t() @ _flat(x)
+    return _flat(grad).t().mm(_flat(x))
 
 
 def _bias_grad(grad: Tensor) -> Tensor:
@@ -107,4 +115,4 @@ def _bias_grad(grad: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])

@@ -135,22 +135,23 @@ class RowParallelLinear(ShardedLinear):
         Shapes and errors as in the class's tables.
         """
         group = self._enter(x, replicated=not self.input_is_parallel)
+        weight = self.weight  # once: a module looks its parameters up slowly
         if self.input_is_parallel:
             width, means = self.in_features_per_rank, "in_features / P"
         else:
             width, means = self.in_features, "in_features"
-        checks.check_input(self._name(), x, self.weight, width, means, group.size)
+        checks.check_input(self, x, weight, width, means, group.size)
         bias = None if self.skip_bias_add else self.bias
-        y = F.linear(x, self.weight, bias) if group.size == 1 else self._parallel(x, bias, group)
+        y = F.linear(x, weight, bias) if group.size == 1 else self._parallel(x, weight, bias, group)
         return (y, self.bias) if self.skip_bias_add else y
 
-    def _parallel(self, x: Tensor, bias: Tensor | None, group: Group) -> Tensor:
+    def _parallel(self, x: Tensor, weight: Tensor, bias: Tensor | None, group: Group) -> Tensor:
         if self.reduce_output:
             group.require(self._name(), "reduce_output=True needs an all-reduce")
         if not self.input_is_parallel and torch.is_grad_enabled() and x.requires_grad:
             group.require(self._name(), "the gradient of a replicated input needs an all-gather")
         # Cast before the slice is taken, so that the all-gather of the gradient is in the narrow dtype.
-        x, weight, bias = autocast(x, self.weight, bias)
+        x, weight, bias = autocast(x, weight, bias)
         if not self.input_is_parallel:
             x = scatter_along(x, x.dim() - 1, group)
         return row_product(x, weight, bias, group) if self.reduce_output else F.linear(x, weight)

@@ -129,8 +129,8 @@ class ColumnBiasOfNextRank(TorchTp):
     """Every rank holds its own slice of the column layer's bias, and adds the next rank's."""
 
     def set_up(self, group: Group) -> None:
-        def with_next(layer: Any, x: Tensor, bias: Tensor | None, group: Any) -> Tensor:
-            return parallel(layer, x, None if bias is None else bias + layer.next_minus_own, group)
+        def with_next(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: Any) -> Tensor:
+            return parallel(layer, x, weight, None if bias is None else bias + layer.next_minus_own, group)
 
         column.ColumnParallelLinear._parallel = with_next
 

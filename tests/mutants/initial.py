@@ -199,7 +199,7 @@ class ParametersHeld(TorchTp):
     """The column layer computes with the parameters it was built with, whatever stands in their place."""
 
     def set_up(self, group: Group) -> None:
-        def with_held(layer: Any, x: Tensor, bias: Tensor | None, group: Any) -> Tensor:
+        def with_held(layer: Any, x: Tensor, _: Tensor, bias: Tensor | None, group: Any) -> Tensor:
             weight, own = layer.held
             y = column_product(*autocast(x, weight, None if bias is None else own), group)
             return gather_along(y, y.dim() - 1, group) if layer.gather_output else y

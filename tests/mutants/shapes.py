@@ -31,9 +31,10 @@ class TwoOrThreeDimensions(TorchTp):
     """The layers take (batch, features) and (sequence, batch, features), and nothing else."""
 
     def set_up(self, group: Group) -> None:
-        def check(owner: str, x: Any, *arguments: Any) -> None:
-            check_input(owner, x, *arguments)
+        def check(layer: torch.nn.Module, x: Any, *arguments: Any) -> None:
+            check_input(layer, x, *arguments)
             if x.dim() not in (2, 3):
+                owner = type(layer).__name__
                 raise ValueError(f"{owner}: the input has {x.dim()} dimensions; it must have two or three")
 
         checks.check_input = check

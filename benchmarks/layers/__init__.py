@@ -26,7 +26,7 @@ SIZES: Final = {"small": (64, 256, 8), "middle": (512, 2048, 64), "large": (2048
 MODES: Final = {"both": "forward and backward", "forward": "forward alone, without autograd"}
 NAMES: Final = ("torch_tp", "plain", "Megatron", "fairscale", "DTensor", "by hand", "floor")
 LIBRARIES: Final = ("torch_tp", "Megatron", "fairscale", "DTensor")
-SHARES: Final = {"small": 0.5, "middle": 0.8, "large": 1.7}  # of --seconds: a round of the large takes seconds
+SHARES: Final = {"small": 0.3, "middle": 0.5, "large": 2.2}  # of --seconds: a round of the large takes seconds
 LEAST_ROUNDS: Final = 5
 SLICE: Final = 0.004  # seconds that a contender of middling speed runs before the next one's turn
 DEADLINE: Final = 300.0
@@ -91,7 +91,7 @@ def measure(ranks: Ranks, P: int, size: str, names: Sequence[str], seconds: floa
 def timed(ranks: Ranks, names: Sequence[str], seconds: float) -> dict[str, Times]:
     """mode -> contender -> seconds of a step on the slowest rank, by round; at least `LEAST_ROUNDS` rounds."""
     times: dict[str, dict[str, list[float]]] = {mode: {name: [] for name in names} for mode in MODES}
-    first = {mode: slowest(ranks.ask("round", order=list(names), repeats=2, mode=mode)) for mode in MODES}
+    first = {mode: slowest(ranks.ask("round", order=list(names), repeats=1, mode=mode)) for mode in MODES}
     repeats = {mode: max(1, round(SLICE / spread(list(step.values())).middle)) for mode, step in first.items()}
     for number in _rounds(seconds):
         for mode in MODES:

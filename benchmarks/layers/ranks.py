@@ -91,7 +91,6 @@ class Bench:
             torch.cuda.synchronize()
 
     def _peak(self, step: Callable[[], Any]) -> int:
-        step()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

@@ -33,11 +33,13 @@ class Session:
         self.ranks = Ranks(Mesh(np.array([devices[r] for r in self.global_ranks]), (adapter.axis,)))
         self.data = [inputs(case, group, number) for number in range(2)]
 
-    def build(self, data: Inputs, jit: bool = True, **changes: Any) -> Built:
+    def build(self, data: Inputs) -> Built:
         """The layer of the case, its parameters on the mesh."""
-        function, layers = self._function(**changes)
-        parameters = {name: self._put(layers, name, value) for name, value in data.parameters.items()}
-        return Built(function, parameters, self._turned(), jit)
+        function, layers = self._function()
+        places = agreement(self.case).parameters
+        parameters = {n: self.put(layers[n], n, value, places[n]) for n, value in data.parameters.items()}
+        turned = ("weight", "weight2") if self.adapter.kernel == "in out" else ()
+        return Built(function, parameters, frozenset(turned))
 
     def start(self, built: Built, data: Inputs) -> Run:
         return Run(self.case, self.ranks, built, data)
@@ -68,24 +70,18 @@ class Session:
         )
         return replace(asked, **changes)
 
-    def put(self, layer: Layer, name: str, value: Floats, placement: Placement, dtype: str = "") -> jax.Array:
+    def put(self, layer: Layer, name: str, value: Floats, placement: Placement) -> jax.Array:
         """A master on the mesh, in the adapter's order of dimensions."""
-        turned = value.T if name == "weight" and self.adapter.kernel == "in out" else value
-        return self.ranks.put(turned, dtype or self.case.dtype, self.adapter.spec(layer, name, placement))
+        plain = name.removesuffix("2")  # of a pair's second layer
+        turned = value.T if plain == "weight" and self.adapter.kernel == "in out" else value
+        return self.ranks.put(turned, self.case.dtype, self.adapter.spec(layer, plain, placement))
 
-    def _put(self, layers: Mapping[str, Layer], name: str, value: Floats) -> jax.Array:
-        plain = name.removesuffix("2")
-        return self.put(layers[name], plain, value, agreement(self.case).parameters[name])
-
-    def _turned(self) -> frozenset[str]:
-        return frozenset({"weight", "weight2"} if self.adapter.kernel == "in out" else ())
-
-    def _function(self, **changes: Any) -> tuple[Callable[[Arrays, jax.Array], Any], dict[str, Layer]]:
+    def _function(self) -> tuple[Callable[[Arrays, jax.Array], Any], dict[str, Layer]]:
         """(parameters, x) -> what the layer returns, and the layer that each parameter belongs to."""
         case, args = self.case, arguments(self.case)
         if case.layer == "pair":
             return self._pair(args)
-        layer = self.layer(args, **changes)
+        layer = self.layer(args)
         function = self.adapter.build(layer)
         if case.linear:
             return function, {"weight": layer, "bias": layer}
@@ -116,7 +112,7 @@ def once(session: Session) -> Steps:
 
 
 def _dense(session: Session, built: Built, data: Inputs) -> list[Step]:
-    """The same arrays through a plain product."""
+    """The same arrays through a plain product, in the shape that the layer's output has."""
 
     def dense(parameters: Arrays, x: jax.Array) -> jax.Array:
         weight = parameters["weight"]

@@ -44,9 +44,6 @@ class Ranks:
     def axis(self) -> str:
         return str(self.mesh.axis_names[0])
 
-    def sharding(self, *spec: str | None) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(*spec))
-
     def put(self, value: Floats, dtype: str, spec: PartitionSpec) -> jax.Array:
         """A whole value on the mesh."""
         bits = encode(value, dtype)
@@ -143,6 +140,7 @@ class Run:
         self.x = ranks.put_local(data.x, case.dtype, terms.input.value, apart(terms.input))
         self.g = ranks.put_local(data.g, case.compute_dtype, terms.output.gradient, apart(terms.output))
         arrays = {**built.parameters, "x": self.x}
+        # A bias that is only returned has a gradient of zeros in JAX, so nobody asks for it.
         needed = needs_gradient(case) - ({"bias"} if case.skip_bias_add else set()) if runs_backward(case) else set()
         self.wanted = {name: value for name, value in arrays.items() if name in needed}
         self.fixed = {name: value for name, value in arrays.items() if name not in needed}

@@ -100,8 +100,8 @@ class PartialReduced(TorchTp):
     """The row layer sums its output though reduce_output=False asks for the rank's own term."""
 
     def set_up(self, group: Group) -> None:
-        def summed(layer: Any, x: Tensor, bias: Tensor | None, group: Any) -> Tensor:
-            y = parallel(layer, x, bias, group)
+        def summed(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: Any) -> Tensor:
+            y = parallel(layer, x, weight, bias, group)
             return y if layer.reduce_output else sum_over(y, group)
 
         row.RowParallelLinear._parallel = summed

@@ -41,10 +41,7 @@ def conformance(where: Path, *args: str, **environment: str) -> CompletedProcess
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (
-            ["--impl", "unheard_of"],
-            "--impl unheard_of: unknown; it is one of torch_tp, numpy, package.module:Class, or",
-        ),
+        (["--impl", "unheard_of"], "--impl unheard_of: unknown; it is one of torch_tp, dtensor, "),
         (["--impl", "nowhere.py:Mine"], "nowhere.py: there is no such file"),
         (["--impl", f"{OWN}:NoSuch"], "has no class NoSuch"),
         (["--impl", f"{OWN}:WithoutMethods"], "WithoutMethods has no method declare, declines, open; derive it from"),

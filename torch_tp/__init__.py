@@ -8,7 +8,7 @@ stored `[out_features, in_features]` matrix, and row-parallel the input features
 Preconditions: sizes, flags, dtypes, input shapes, `requires_grad` of input and parameters, grad mode and replicated
 values are the same on all ranks of the group. Where they are not, behaviour is undefined (often a hang), except under
 the environment variable `TP_DEBUG=check`, which makes every rank raise `RankMismatchError` naming who differs in what.
-`TP_DEBUG=1` logs every collective to the logger `torch_tp`.
+`TP_DEBUG=1` logs every collective to the logger `torch_tp`. The variable is read once, at the first use.
 
     import torch, torch_tp
 

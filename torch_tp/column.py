@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_tp import checks
@@ -124,11 +123,14 @@ class ColumnParallelLinear(ShardedLinear):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, nn.Parameter | None]:
         """Apply the layer to a replicated `[..., in_features]`; shapes and errors as in the class's tables."""
-        group = self._enter(x, replicated=True)
         weight = self.weight  # once: a module looks its parameters up slowly
-        checks.check_input(self, x, weight, self.in_features, "in_features", group.size)
         bias = None if self.skip_bias_add else self.bias
-        y = F.linear(x, weight, bias) if group.size == 1 else self._parallel(x, weight, bias, group)
+        if self._group.size == 1:
+            y = self._single(x, weight, bias)
+        else:
+            group = self._enter(x, replicated=True)
+            checks.check_input(self, x, weight, self.in_features, "in_features", group.size)
+            y = self._parallel(x, weight, bias, group)
         return (y, self.bias) if self.skip_bias_add else y
 
     def _parallel(self, x: Tensor, weight: Tensor, bias: Tensor | None, group: Group) -> Tensor:

@@ -1,4 +1,4 @@
-"""What `TP_DEBUG` turns on; nothing of it costs anything while the variable is unset.
+"""What `TP_DEBUG` turns on, which is read once, at the first use; unset, it costs nothing.
 
 `TP_DEBUG=1` logs each collective to the logger `torch_tp`, once when it is entered and once
 when it is left. `TP_DEBUG=check` compares, before each collective and at the start of each
@@ -17,6 +17,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,17 +40,17 @@ def enter(
     facts: Mapping[str, object] | None = None,
 ) -> Callable[[], None]:
     """Check and log one collective that is about to start; call the result when it has ended."""
-    modes = _modes()
-    if not modes:
+    turned_on = modes()
+    if not turned_on:
         return _nothing
-    if "check" in modes:
+    if "check" in turned_on:
         _compare(f"{what}, {operation}", group, {**tensor_facts(tensor), **(facts or {})})
-    return _log(operation, what, tensor, group) if "1" in modes else _nothing
+    return _log(operation, what, tensor, group) if "1" in turned_on else _nothing
 
 
 def checking() -> bool:
     """True under `TP_DEBUG=check`, except while torch.compile traces."""
-    return not torch.compiler.is_compiling() and "check" in _modes()
+    return not torch.compiler.is_compiling() and "check" in modes()
 
 
 def check(what: str, group: Group, value: object, facts: Mapping[str, object]) -> None:
@@ -147,14 +148,18 @@ def _configure() -> None:
         LOGGER.addHandler(logging.StreamHandler())
 
 
-def _modes() -> set[str]:
-    value = os.environ.get("TP_DEBUG")
-    if not value:
-        return set()
-    modes = set(value.split(","))
-    if not modes <= _MODES:
+@cache
+def modes() -> frozenset[str]:
+    """What is turned on: of "1" and "check".
+
+    Raises:
+        ValueError: the variable has another value.
+    """
+    value = os.environ.get("TP_DEBUG", "")
+    given = frozenset(value.split(","))
+    if not given <= _MODES:
         raise ValueError(f"TP_DEBUG = {value!r}; it must be 1, check, '1,check', 0 or unset")
-    return modes - {"", "0"}
+    return given - {"", "0"}
 
 
 def _nothing() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_tp import checks, debug
@@ -193,10 +194,18 @@ class ShardedLinear(nn.Module):
             group = self._group = group.resolved()
         return group
 
+    def _single(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer at P = 1. Nobody waits for this rank, so the input is looked at only once torch has refused it."""
+        try:
+            return F.linear(x, weight, bias)
+        except (RuntimeError, TypeError):
+            checks.check_input(self, x, weight, self.in_features, "in_features", 1)
+            raise
+
     def _enter(self, x: object, replicated: bool) -> Group:
         """The group; under TP_DEBUG=check the ranks are compared before one of them alone could refuse."""
         group = self._resolved()
-        if group.size > 1 and group.attached and debug.checking():
+        if group.attached and debug.checking():
             self._compare_ranks(group, x, replicated)
         return group
 

@@ -134,15 +134,18 @@ class RowParallelLinear(ShardedLinear):
 
         Shapes and errors as in the class's tables.
         """
-        group = self._enter(x, replicated=not self.input_is_parallel)
         weight = self.weight  # once: a module looks its parameters up slowly
-        if self.input_is_parallel:
-            width, means = self.in_features_per_rank, "in_features / P"
-        else:
-            width, means = self.in_features, "in_features"
-        checks.check_input(self, x, weight, width, means, group.size)
         bias = None if self.skip_bias_add else self.bias
-        y = F.linear(x, weight, bias) if group.size == 1 else self._parallel(x, weight, bias, group)
+        if self._group.size == 1:
+            y = self._single(x, weight, bias)
+        else:
+            group = self._enter(x, replicated=not self.input_is_parallel)
+            if self.input_is_parallel:
+                width, means = self.in_features_per_rank, "in_features / P"
+            else:
+                width, means = self.in_features, "in_features"
+            checks.check_input(self, x, weight, width, means, group.size)
+            y = self._parallel(x, weight, bias, group)
         return (y, self.bias) if self.skip_bias_add else y
 
     def _parallel(self, x: Tensor, weight: Tensor, bias: Tensor | None, group: Group) -> Tensor:

@@ -24,7 +24,7 @@ from conformance.diagnosis import diagnose
 from conformance.observers import NotDeclared, Options, rank_setup
 from conformance.ranks import StartFailed
 from conformance.reporting.command import add_arguments, report
-from conformance.reporting.failure import adapter_sentence, failure
+from conformance.reporting.failure.text import adapter_sentence, failure
 from conformance.suite import Suite
 from spec import Case, CaseSyntaxError
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from conformance.coverage.cells import effective
 from conformance.items import Item
-from conformance.reporting.failure import raise_first
+from conformance.reporting.failure.raised import raise_first
 from conformance.space import (
     Fields,
     biases_of,

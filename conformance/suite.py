@@ -15,9 +15,9 @@ from typing import Any
 from conformance.adapters.protocol import Declaration
 from conformance.known import Known
 from conformance.observers import Groups, Options, observer
-from conformance.reporting.lost import lost_ranks
+from conformance.reporting.failure.lost import lost_ranks
+from conformance.reporting.failure.stacks import shown
 from conformance.reporting.record import Failure
-from conformance.reporting.stacks import shown
 from conformance.tally import Tally
 from spec import STANDARD, Case, Clause, Finding, Observation, Truth, applicable, judge, normal
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from conformance.enumeration import examine_all, small_cases
 from conformance.items import Item
 from conformance.known import Deviation
-from conformance.reporting.failure import keep_known, raise_first
+from conformance.reporting.failure.raised import keep_known, raise_first
 from conformance.reporting.record import KnownReason
 from conformance.strategies import cases
 from conformance.suite import Suite

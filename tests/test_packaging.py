@@ -143,7 +143,12 @@ BREACHES = [
     ("front-light", "conformance/__init__.py", "from spec.reference import truth"),
     ("frameworks-in-ranks", "conformance/new.py", "import torch.distributed"),
     ("frameworks-in-ranks", "conformance/new.py", "import torch_tp"),
+    ("reporting-rooms", "conformance/reporting/record.py", "from conformance.reporting import page"),
+    ("reporting-rooms", "conformance/reporting/picture.py", "import conformance.reporting.results"),
+    ("reporting-rooms", "conformance/reporting/evidence.py", "def f():\n    from conformance.reporting import failure"),
+    ("reporting-rooms", "conformance/reporting/new.py", ""),
 ]
+REPORTING = ["command", "session", "output", "page", "picture", "results", "failure", "evidence", "record"]
 
 
 def rooms(top: Path) -> None:
@@ -155,6 +160,8 @@ def rooms(top: Path) -> None:
         "conformance/heavy.py": "import pytest",
         "conformance/ranks/main.py": "import torch",
         "conformance/adapters/own.py": "import torch_tp",
+        **{f"conformance/reporting/{room}.py": "" for room in REPORTING},
+        "conformance/reporting/page.py": "from conformance.reporting import picture, record",
     }
     for file, text in contents.items():
         path = top / file

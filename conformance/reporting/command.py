@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from conformance.reporting.merge import Unusable, merged
 from conformance.reporting.output import UnusableFolder, make_folder, write_report
-from conformance.reporting.plain import write_text
 from conformance.reporting.record import Report
-from conformance.reporting.results import check_results, committed_in, with_table, write_results
+from conformance.reporting.record.merge import merged
+from conformance.reporting.record.plain import write_text
+from conformance.reporting.record.read import Unusable
+from conformance.reporting.results.compare import check_results
+from conformance.reporting.results.kept import committed_in, write_results
+from conformance.reporting.results.table import with_table
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
 
 from conformance.reporting.page import write_page
-from conformance.reporting.plain import write_json
-from conformance.reporting.record import Report
-
-FILE: Final = "report.json"
+from conformance.reporting.record import FILE, Report
+from conformance.reporting.record.plain import write_json
 
 
 class UnusableFolder(ValueError):

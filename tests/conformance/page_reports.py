@@ -14,9 +14,9 @@ from conformance.adapters.simulated import Exchange, Simulated
 from conformance.diagnosis import diagnose
 from conformance.items import items
 from conformance.observers import InProcess, Options
-from conformance.reporting.failure import recorded
+from conformance.reporting.failure.raised import recorded
 from conformance.reporting.record import ItemsRun, KnownReason, Report, Run, new_report
-from conformance.reporting.run import run_of
+from conformance.reporting.record.tallied import run_of
 from conformance.suite import Suite
 from spec import Array, Case, Observation, Step
 from spec.numerics import encode

@@ -18,8 +18,8 @@ from conformance.adapters.simulated import PROCEDURES, Exchange, Simulated
 from conformance.items import items
 from conformance.observers import InProcess
 from conformance.reporting.evidence import MOST, evidence
-from conformance.reporting.flow import Exchange as Collected
-from conformance.reporting.flow import exchanges, is_wrong
+from conformance.reporting.evidence.flow import Exchange as Collected
+from conformance.reporting.evidence.flow import exchanges, is_wrong
 from conformance.strategies import cases
 from spec import Array, Case, Collective, Observation, Step, Truth
 from spec.numerics import encode, round_to

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from faulty import InputGradient
 
-from conformance import plugin
 from conformance.adapters.find import OURS
 from conformance.known import BadKnownFile, Deviation, Known, default_file
 from conformance.known import deviations as room
 from conformance.observers import InProcess, Options
+from conformance.plugin import options as command_line
+from conformance.plugin.collection import not_looked_for
 from conformance.suite import Suite
 from conformance.test_conformance import test_known_deviation_is_still_there as still_there
 from spec import Case, ContractViolation
@@ -181,10 +182,10 @@ def test_the_default_file_gives_way(
     given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugin, "default_file", lambda impl: "default.toml")
+    monkeypatch.setattr(command_line, "default_file", lambda impl: "default.toml")
     for name in ("default.toml", "own.toml"):
         Path(name).write_text(ENTRY)
-    assert plugin.known_file(given, "numpy") == expected
+    assert command_line.known_file(given, "numpy") == expected
 
 
 # The test of an entry
@@ -239,4 +240,4 @@ def test_an_entry_whose_case_is_declined_fails_with_the_reason(monkeypatch: pyte
     ],
 )
 def test_an_entry_that_cannot_be_looked_for_is_left_out_with_the_reason(options: Options, expected: str) -> None:
-    assert plugin.not_looked_for(options, Deviation("row.backward.bias-grad", Case.parse(LINE), "divided")) == expected
+    assert not_looked_for(options, Deviation("row.backward.bias-grad", Case.parse(LINE), "divided")) == expected

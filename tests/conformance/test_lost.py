@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import conformance
-from conformance.reporting.lost import lost_ranks
-from conformance.reporting.stacks import MOST_FRAMES, shown
+from conformance.reporting.failure.lost import lost_ranks
+from conformance.reporting.failure.stacks import MOST_FRAMES, shown
 from spec import Observation, Raised
 
 ROOM = Path(conformance.__file__).parent

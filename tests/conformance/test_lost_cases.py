@@ -9,7 +9,7 @@ import pytest
 
 from conformance import suite as suite_module
 from conformance.observers import Options
-from conformance.reporting.failure import failure
+from conformance.reporting.failure.text import failure
 from conformance.suite import Suite, Verdict
 from spec import Case
 from spec.reference import cache_compilations_in

@@ -13,9 +13,10 @@ from records import FAILURE, WHO, run_at
 
 from conformance.__main__ import main
 from conformance.items import items
-from conformance.reporting.merge import Unusable, merged, read_report
-from conformance.reporting.plain import data, write_json
 from conformance.reporting.record import Coverage, Run, new_report, suite_version
+from conformance.reporting.record.merge import merged
+from conformance.reporting.record.plain import data, write_json
+from conformance.reporting.record.read import Unusable, read_report
 
 ROW = tuple(str(item) for item in items((2,)) if item.layer == "row")
 REST = tuple(str(item) for item in items((2,)) if item.layer != "row")

@@ -13,7 +13,7 @@ from conformance import peers
 from conformance.adapters.find import find
 from conformance.adapters.protocol import Declaration, NoSuchAdapter, Requirement
 from conformance.observers import Options
-from conformance.reporting.tables import header
+from conformance.reporting.session.tables import header
 from spec import Semantics
 
 NEEDS = """

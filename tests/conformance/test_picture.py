@@ -15,7 +15,8 @@ from test_evidence import COLUMN, ROW, seen, with_output
 
 from conformance.adapters.simulated import Simulated
 from conformance.reporting.evidence import evidence
-from conformance.reporting.picture import STYLE, svg, tells, words
+from conformance.reporting.picture import STYLE, svg, tells
+from conformance.reporting.picture.words import words
 from spec import Array, Case, Observation, Truth
 from spec.numerics import encode
 

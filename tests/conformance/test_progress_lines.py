@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conformance.reporting.progress import EVERY, Job, Progress, State, job_of, line, time_left
+from conformance.reporting.session.progress import EVERY, Job, Progress, State, job_of, line, time_left
 
 ROOT = Path(__file__).parents[2]
 FILE = "conformance/test_conformance.py"

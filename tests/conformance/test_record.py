@@ -17,9 +17,7 @@ from conformance.adapters.protocol import Declaration
 from conformance.coverage.cells import clauses_by_flags, reachable
 from conformance.items import items
 from conformance.observers import InProcess, Options
-from conformance.reporting.collect import Collector, found_in, name_of
-from conformance.reporting.failure import explain, keep_known, raise_first
-from conformance.reporting.plain import DoesNotFit, data, record_of, write_json, write_text
+from conformance.reporting.failure.raised import explain, keep_known, raise_first
 from conformance.reporting.record import (
     Failure,
     ItemsRun,
@@ -31,7 +29,9 @@ from conformance.reporting.record import (
     suite_version,
     verdict,
 )
-from conformance.reporting.run import coverage, run_of
+from conformance.reporting.record.plain import DoesNotFit, data, record_of, write_json, write_text
+from conformance.reporting.record.tallied import coverage, run_of
+from conformance.reporting.session.collect import Collector, found_in, name_of
 from conformance.suite import Suite
 from conformance.tally import Tally
 from spec import REGISTER, Case, ContractViolation

@@ -9,8 +9,9 @@ import pytest
 from faulty import BiasBeforeReduction
 
 from conformance.observers import InProcess, Options
-from conformance.reporting.failure import explain, failure, raise_first
-from conformance.reporting.tables import closing_table
+from conformance.reporting.failure.raised import explain, raise_first
+from conformance.reporting.failure.text import failure
+from conformance.reporting.session.tables import closing_table
 from conformance.suite import Suite, Verdict
 from conformance.tally import Tally
 from spec import REGISTER, Case, ContractViolation, Finding, Observation, Violation

@@ -12,23 +12,12 @@ from records import FAILURE, run_at
 
 from conformance.__main__ import main
 from conformance.reporting.command import RESULTS
-from conformance.reporting.merge import Unusable
-from conformance.reporting.plain import write_json
 from conformance.reporting.record import Count, Coverage, KnownReason, Run, new_report
-from conformance.reporting.results import (
-    BEGIN,
-    END,
-    Results,
-    check_results,
-    committed_in,
-    group_of,
-    read_results,
-    results_of,
-    table,
-    text_of,
-    with_table,
-    write_results,
-)
+from conformance.reporting.record.plain import write_json
+from conformance.reporting.record.read import Unusable
+from conformance.reporting.results.compare import check_results
+from conformance.reporting.results.kept import Results, committed_in, read_results, results_of, text_of, write_results
+from conformance.reporting.results.table import BEGIN, END, group_of, table, with_table
 from spec import REGISTER
 
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ from conformance.reporting.page.frame import footer, lede, requirements, title
 from conformance.reporting.page.matrix import filters, matrix
 from conformance.reporting.page.model import SYMBOLS, Model
 from conformance.reporting.picture import STYLE
-from conformance.reporting.plain import write_text
 from conformance.reporting.record import Report
+from conformance.reporting.record.plain import write_text
 
 FILE = "index.html"
 

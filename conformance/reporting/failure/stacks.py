@@ -10,7 +10,7 @@ from pathlib import Path
 MOST_FRAMES = 10
 _FRAME = re.compile(r'  File "(?P<file>[^"]+)", line \d+,? in ')
 _HEADS = ("Thread ", "Current thread ", "Fatal Python error")
-_ROOM = Path(__file__).parents[1]
+_ROOM = Path(__file__).parents[2]
 _OURS = (f"{_ROOM / 'adapters'}/", f"{_ROOM / 'ranks'}/")
 _TORCH = "-packages/torch/"
 

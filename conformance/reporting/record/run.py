@@ -1,56 +1,16 @@
-"""A run as a record: what `--report` writes, what `python -m conformance report` reads, adds up and compares.
-
-All of it is frozen data, as JSON by `conformance.reporting.plain`. A matrix cell has one verdict, for the page, for the
-closing table and for committed results alike.
-"""
+"""One run: who was examined and how, which items were run, and what they came to."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import blake2b
-from importlib import metadata
-from typing import Any, Final, Literal
+from typing import Final
 
 from conformance.items import items
+from conformance.reporting.record.failure import Failure
+from conformance.reporting.record.verdict import Verdict, verdict
 from spec import REGISTER
-from spec.case import LAYERS
 
-FORMAT: Final = 1
-FILE: Final = "report.json"
 WORLDS: Final = (1, 2, 4)
-Verdict = Literal["fail", "known", "should", "pass", "unsupported", "not run"]
-VERDICTS: Final[tuple[Verdict, ...]] = ("fail", "known", "should", "pass", "unsupported", "not run")
-
-
-@dataclass(frozen=True)
-class SuiteVersion:
-    """Which suite judged.
-
-    Attributes:
-        contract: a hash of the clauses (name, level, title, text) and of the items' names.
-    """
-
-    version: str
-    contract: str
-
-
-@dataclass(frozen=True)
-class ClauseText:
-    """A clause of the register.
-
-    Attributes:
-        group: the first word of its name; layer: the same where that is a layer, else empty.
-    """
-
-    name: str
-    level: str
-    title: str
-    text: str
-    group: str
-    layer: str
 
 
 @dataclass(frozen=True)
@@ -140,61 +100,6 @@ class Declined:
 
 
 @dataclass(frozen=True)
-class KnownReason:
-    """Why a deviation is known."""
-
-    reason: str
-    link: str
-
-
-@dataclass(frozen=True)
-class ViolationText:
-    """One reason why a clause does not hold, as `spec.Violation` has it."""
-
-    rank: int | None
-    step: str
-    what: str
-    expected: str
-    got: str
-
-
-@dataclass(frozen=True)
-class DiagnosisText:
-    """What a failure looks like, as the terminal shows it; `probe` is a case line or empty."""
-
-    looks: tuple[str, ...]
-    next: str
-    passes: tuple[str, ...]
-    probe: str
-    rounding: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One failure, as small as it got, or one known deviation.
-
-    Attributes:
-        also: the other clauses that its case broke.
-        lost: what is known of lost ranks. text: all of it as the terminal shows it.
-        evidence: expected and seen tensors of the clause's group (see `conformance.reporting.evidence`).
-    """
-
-    clause: str
-    world: int
-    layer: str
-    item: str
-    case: str
-    replay: str
-    known: KnownReason | None
-    violations: tuple[ViolationText, ...]
-    also: tuple[str, ...]
-    diagnosis: DiagnosisText
-    lost: tuple[str, ...]
-    text: str
-    evidence: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
 class Run:
     """One implementation over one backend on one device.
 
@@ -226,53 +131,6 @@ class Run:
         should = {name for name, clause in REGISTER.items() if clause.level == "SHOULD"}
         strict = self.implementation.strict
         return {key: verdict(key[0] in should and not strict, *total) for key, total in totals.items()}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything in one report.json."""
-
-    format: int
-    suite: SuiteVersion
-    clauses: tuple[ClauseText, ...]
-    runs: tuple[Run, ...]
-
-
-def verdict(lenient: bool, judged: int, broken: int, blamed: int, declined: int) -> Verdict:
-    """The verdict of a matrix cell from its examples; `lenient`: of a SHOULD, and the implementation is not strict."""
-    if blamed:
-        return "fail"
-    if broken:
-        return "should" if lenient else "known"
-    if judged:
-        return "pass"
-    return "unsupported" if declined else "not run"
-
-
-# What is the same in every report of one suite
-
-
-def new_report(runs: Sequence[Run]) -> Report:
-    """A report of this suite about these runs."""
-    clauses = tuple(ClauseText(c.name, c.level, c.title, c.text, *_place(c.name)) for c in REGISTER.values())
-    return Report(FORMAT, suite_version(), clauses, tuple(runs))
-
-
-def _place(name: str) -> tuple[str, str]:
-    first = name.partition(".")[0]
-    return first, first if first in LAYERS else ""
-
-
-@lru_cache(maxsize=1)
-def suite_version() -> SuiteVersion:
-    """The version of this suite; of a checkout that is not installed it is unknown."""
-    try:
-        version = metadata.version("torch-tp")
-    except metadata.PackageNotFoundError:
-        version = "unknown"
-    texts = [[c.name, c.level, c.title, c.text] for c in REGISTER.values()]
-    whole = json.dumps([texts, [str(item) for item in items(WORLDS)]])
-    return SuiteVersion(version, blake2b(whole.encode(), digest_size=8).hexdigest())
 
 
 def missing(options: RunOptions, done: ItemsRun) -> tuple[str, ...]:

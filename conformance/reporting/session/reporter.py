@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from conformance.reporting.collect import Collector, reasons
-from conformance.reporting.junit import enter, suite_properties
 from conformance.reporting.output import UnusableFolder, forget_report, make_folder, write_report
 from conformance.reporting.record import new_report
-from conformance.reporting.results import check_results
-from conformance.reporting.run import run_of
+from conformance.reporting.record.tallied import run_of
+from conformance.reporting.results.compare import check_results
+from conformance.reporting.session.collect import Collector, reasons
+from conformance.reporting.session.junit import enter, suite_properties
 from conformance.suite import Suite
 
 

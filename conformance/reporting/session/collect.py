@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import pytest
 
-from conformance.reporting.plain import data, record_of
 from conformance.reporting.record import Failure, ItemsRun
+from conformance.reporting.record.plain import data, record_of
 from conformance.suite import Suite
 from conformance.tally import Tally
 

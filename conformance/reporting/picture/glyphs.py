@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from conformance.reporting.draw import CHARACTER, Part, above, beside, lines, path, rect, ruled, text
+from conformance.reporting.picture.draw import CHARACTER, Part, above, beside, lines, path, rect, ruled, text
 
 WIDTH, HEIGHT, CELL = 72.0, 52.0, 15.0
 _ROW = 18.0

@@ -18,7 +18,7 @@ from typing import Any, Final
 import pytest
 
 from conformance.items import Item, items
-from conformance.reporting.collect import name_of
+from conformance.reporting.session.collect import name_of
 
 EVERY: Final = 30.0  # seconds between two plain lines
 Kind = tuple[str, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from textwrap import shorten
 
-from conformance.reporting.stacks import shown
+from conformance.reporting.failure.stacks import shown
 from spec import Observation
 from spec.clauses.progress import table_of_collectives
 

@@ -11,11 +11,11 @@ from conformance.adapters.protocol import Declaration
 from conformance.coverage.cells import clauses_by_flags, variants
 from conformance.items import items
 from conformance.observers import Options
-from conformance.reporting.record import (
+from conformance.reporting.record.failure import Failure
+from conformance.reporting.record.run import (
     Count,
     Coverage,
     Declined,
-    Failure,
     Implementation,
     ItemsRun,
     Run,

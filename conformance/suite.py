@@ -22,6 +22,8 @@ from conformance.tally import Tally
 from spec import STANDARD, Case, Clause, Finding, Observation, Truth, applicable, judge, normal
 
 DEADLINE, COMPILE_DEADLINE = 10.0, 300.0
+# A rank's first checkpoint imports torch's compiler.
+CHECKPOINT_DEADLINE = 60.0
 # Every case that hangs costs its deadline. Once one was confirmed the next need not wait so long, and after some of
 # them an item has shown what it can.
 DEADLINE_AFTER_HANG, HANGS_PER_ITEM = 1.0, 20
@@ -131,17 +133,17 @@ class Suite:
             self.observer.renew(case)
         elif findings and not self.observer.sound(case):
             self.observer.renew(case)
-            groups = self._observe(case, DEADLINE)
+            groups = self._observe(case, self._full_deadline(case))
             findings = self._judge(case, groups)
         return Verdict(case, findings, groups)
 
     def _verdict_on_loss(self, case: Case, groups: Groups) -> Verdict:
         """A loss must come back on fresh ranks, except a hang like one that did."""
         if not (_has_hung(groups) and _standing(groups) in self._hung_at):
-            again = self._observe(case, _full_deadline(case))
+            again = self._observe(case, self._full_deadline(case))
             if not _lost(again):
                 # After a hang deadlines are short: the ranks may only have been slow.
-                slow = _has_hung(groups) and self._deadline(case) < _full_deadline(case)
+                slow = _has_hung(groups) and self._deadline(case) < self._full_deadline(case)
                 if slow:
                     return self._verdict_on_return(case, again)
                 return Verdict(case, groups=groups, intermittent=_told(case, groups))
@@ -193,15 +195,18 @@ class Suite:
         return [clause.name for clause in self._clauses(verdict.case) if clause.name not in judged]
 
     def _deadline(self, case: Case) -> float:
-        full = _full_deadline(case)
+        full = self._full_deadline(case)
         return min(full, DEADLINE_AFTER_HANG) if self._hangs and self.options.device == "cpu" else full
+
+    def _full_deadline(self, case: Case) -> float:
+        declared = self.declaration.deadline or DEADLINE
+        for procedure, deadline in (("compile", COMPILE_DEADLINE), ("checkpoint", CHECKPOINT_DEADLINE)):
+            if case.procedure.startswith(procedure):
+                return max(declared, deadline)
+        return declared
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))  # for Hypothesis, which would print every field
-
-
-def _full_deadline(case: Case) -> float:
-    return COMPILE_DEADLINE if case.procedure.startswith("compile") else DEADLINE
 
 
 def truth_of(case: Case, group: int, seen: Sequence[Observation]) -> Truth:

@@ -104,6 +104,7 @@ class JaxAdapter:
         procedures_declined: procedure -> reason, beyond those that JAX has no word for.
         accepts: faults that it accepts on purpose -> reason (other semantics; never a failure).
         strict: SHOULD clauses count as MUST.
+        deadline: seconds that a case may take, each of which is compiled first.
     """
 
     controller = True
@@ -123,6 +124,7 @@ class JaxAdapter:
         "input-integer": _PROMOTES,
     }
     strict = False
+    deadline = 60.0
 
     def build(self, layer: Layer) -> Callable[..., Any]:
         """The layer: a function (parameters, x) that JAX can trace; for the four functions a function of x.
@@ -155,7 +157,8 @@ class JaxAdapter:
             "default_matmul_precision": str(jax.config.jax_default_matmul_precision),
             "devices": f"{jax.device_count()} {jax.default_backend()}",
         }
-        return Declaration(self.name or type(self).__name__, versions, self.strict, controller=True, flags=flags)
+        name = self.name or type(self).__name__
+        return Declaration(name, versions, self.strict, controller=True, flags=flags, deadline=self.deadline)
 
     def declines(self, case: Case) -> str:
         """Why this implementation does not have this case, or an empty string."""

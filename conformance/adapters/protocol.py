@@ -109,6 +109,7 @@ class Declaration:
         flags: numerics switches as they stand in the ranks.
         semantics: what it defines otherwise; observations are translated accordingly before they are judged.
         notes: sentences for the header, such as a version that nobody has tested.
+        deadline: seconds that a case may take before its ranks count as hanging; 0 is what the suite gives.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Declaration:
     flags: Mapping[str, str] = field(default_factory=dict[str, str])
     semantics: Semantics = STANDARD
     notes: Sequence[str] = ()
+    deadline: float = 0.0
 
 
 class Session(Protocol):

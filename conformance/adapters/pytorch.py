@@ -59,6 +59,7 @@ class TorchAdapter:
         procedures_declined: procedure -> reason.
         accepts: faults that it accepts on purpose -> reason (other semantics; never a failure).
         strict: SHOULD clauses count as MUST.
+        deadline: seconds that a case may take before its ranks count as hanging; 0 is what the suite gives.
         draws_initial_values: `build` works with weight None and the module has `reset_parameters`.
         observable: False where the layer's transport is not torch.distributed.
         semantics: what it defines otherwise (see `spec.semantics`); it is judged by that.
@@ -72,6 +73,7 @@ class TorchAdapter:
     procedures_declined: Mapping[str, str] = {}
     accepts: Mapping[str, str] = {}
     strict = False
+    deadline = 0.0
     draws_initial_values = False
     observable = True
     semantics = STANDARD
@@ -114,7 +116,9 @@ class TorchAdapter:
         name = self.name or type(self).__name__
         versions |= self.versions()
         notes = tuple(note for requirement in self.requires if (note := requirement.note()))
-        return Declaration(name, versions, self.strict, flags=flags, semantics=self.semantics, notes=notes)
+        return Declaration(
+            name, versions, self.strict, flags=flags, semantics=self.semantics, notes=notes, deadline=self.deadline
+        )
 
     def declines(self, case: Case) -> str:
         """Why this implementation does not have this case, or an empty string."""

@@ -105,3 +105,17 @@ class HangsOnceOthersSlow(TorchTp):
             time.sleep(1.5)
         self.slow = False
         return super().call(module, x)
+
+
+class Slow(TorchTp):
+    """Every layer takes three seconds to build."""
+
+    def build(self, layer: Layer, group: dist.ProcessGroup) -> Any:
+        time.sleep(3)
+        return super().build(layer, group)
+
+
+class SlowAndSaysSo(Slow):
+    """The same, with a deadline of its own."""
+
+    deadline = 60.0

@@ -135,3 +135,18 @@ def test_what_is_only_slow_after_a_hang_is_no_hang(examine: Examine, monkeypatch
     assert hung.findings[0].clause.name == "ranks.finish"
     assert (slow.findings, slow.intermittent) == ((), "")
     assert suite.tally.intermittent == []
+
+
+@pytest.mark.parametrize(
+    ("name", "procedure", "hangs"),
+    [("Slow", "run", True), ("SlowAndSaysSo", "run", False), ("Slow", "checkpoint", False)],
+)
+def test_a_case_has_the_time_that_its_implementation_or_its_procedure_needs(
+    examine: Examine, name: str, procedure: str, hangs: bool
+) -> None:
+    suite, verdict = examine(
+        name, Case.parse(f"row P=1 batch=1 in=2 out=1 float32 procedure={procedure} seed=0"), LOSING
+    )
+
+    assert [finding.clause.name for finding in verdict.findings] == ["ranks.finish"] * hangs
+    assert (verdict.intermittent, suite.tally.intermittent) == ("", [])

@@ -17,6 +17,7 @@ OURS: Final = {
     "megatron": "conformance.adapters.megatron:Megatron",
     "fairscale": "conformance.adapters.fairscale:Fairscale",
     "nanotron": "conformance.adapters.nanotron:Nanotron",
+    "nanotron-async": "conformance.adapters.nanotron:NanotronAsync",
     "deepspeed": "conformance.adapters.deepspeed:DeepSpeed",
     "jax-shard-map": "conformance.adapters.jax_shard_map:ShardMap",
     "jax-jit": "conformance.adapters.jax_jit:Jit",

@@ -1,14 +1,15 @@
-"""The adapter of nanotron: its two linear layers, in the mode that all-reduces."""
+"""The adapters of nanotron: its two linear layers in the mode that all-reduces, and its column layer that overlaps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from conformance.adapters.protocol import Requirement
+from conformance.adapters.protocol import Group, Requirement
 from conformance.adapters.pytorch import Layer, TorchAdapter
 from spec import Semantics
 
@@ -20,7 +21,9 @@ class Nanotron(TorchAdapter):
     """TensorParallelColumnLinear and TensorParallelRowLinear; the bias of the row layer lives on rank 0 alone."""
 
     name = "nanotron"
-    layers = ("column", "row", "pair")
+    layers: Sequence[str] = ("column", "row", "pair")
+    # What the column layer is told; the row layer has no such variant in this mode.
+    overlaps = False
     semantics = Semantics(row_bias="first-rank")
     accepts: Mapping[str, str] = {
         **dict.fromkeys(("master-shape", "master-integer", "master-bias-shape"), _NO_MASTERS),
@@ -36,6 +39,7 @@ class Nanotron(TorchAdapter):
 
         column = layer.kind == "column"
         cls: Any = TensorParallelColumnLinear if column else TensorParallelRowLinear
+        overlap = {"async_communication": True} if self.overlaps else {}
         module: torch.nn.Module = cls(
             layer.in_features,
             layer.out_features,
@@ -44,6 +48,7 @@ class Nanotron(TorchAdapter):
             bias=layer.wants_bias,
             device=layer.device,
             dtype=layer.dtype,
+            **overlap,
         )
         own: dict[str, torch.Tensor | None] = {"weight": layer.weight, "bias": layer.bias}
         with torch.no_grad():
@@ -57,3 +62,21 @@ class Nanotron(TorchAdapter):
                 if not pairs:
                     parameter.copy_(master)
         return module
+
+
+class NanotronAsync(Nanotron):
+    """TensorParallelColumnLinear with async_communication=True: its all-reduce runs under a product."""
+
+    name = "nanotron, async_communication"
+    layers = ("column",)
+    overlaps = True
+    procedures_declined: Mapping[str, str] = {
+        **Nanotron.procedures_declined,
+        **dict.fromkeys(
+            ("compile", "compile-inductor"), "torch.compile makes no graph of a node that asserts a variable"
+        ),
+    }
+
+    def set_up(self, group: Group) -> None:
+        # What the node asserts before it runs, on a CPU too.
+        os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"

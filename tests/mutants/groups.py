@@ -5,7 +5,6 @@ Implementations for `--impl tests/mutants/groups.py:<class>`; what is to be said
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -85,7 +84,7 @@ class OneRankInFloat64(TorchTp):
     """A row layer on one rank computes in float64 and rounds: better numbers, and others than the plain layer's."""
 
     def set_up(self, group: Group) -> None:
-        def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        def wide(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return dense(x.double(), weight.double(), None if bias is None else bias.double()).to(x.dtype)
 
-        row.F = SimpleNamespace(linear=wide)
+        row.RowParallelLinear._single = wide

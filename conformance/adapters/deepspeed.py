@@ -11,6 +11,8 @@ import torch.distributed as dist
 from conformance.adapters.protocol import Group, Requirement
 from conformance.adapters.pytorch import Layer, TorchAdapter
 
+_MADE_FROM = "it takes no masters: it is made from an nn.Linear"
+
 
 class DeepSpeed(TorchAdapter):
     """LinearLayer, LinearAllreduce and LinearAllreduceWithReplicatedInput, made from an nn.Linear each."""
@@ -18,7 +20,11 @@ class DeepSpeed(TorchAdapter):
     name = "DeepSpeed"
     layers = ("column", "row", "pair")
     flags = ("bias", "gather_output", "input_is_parallel")
-    accepts: Mapping[str, str] = {"indivisible": "shards may differ in size"}
+    accepts: Mapping[str, str] = {
+        **dict.fromkeys(("master-shape", "master-integer", "master-bias-shape"), _MADE_FROM),
+        "indivisible": "shards may differ in size",
+        "zero-size": "as nn.Linear does, from which it is made",
+    }
     procedures_declined: Mapping[str, str] = {"pickle": "keeps its ProcessGroup, which cannot be pickled"}
     # Its build needs torch, and compiles kernels unless it is told not to.
     requires = (

@@ -27,6 +27,8 @@ CHECKPOINT_DEADLINE = 60.0
 # Every case that hangs costs its deadline. Once one was confirmed the next need not wait so long, and after some of
 # them an item has shown what it can.
 DEADLINE_AFTER_HANG, HANGS_PER_ITEM = 1.0, 20
+# Of an implementation that declares a deadline each hang costs all of it.
+FULL_HANGS_PER_ITEM = 3
 _NOT_RUN = "not run: "
 
 
@@ -120,7 +122,7 @@ class Suite:
         self.observer.close()
 
     def _verdict(self, case: Case) -> Verdict:
-        if self._hangs >= HANGS_PER_ITEM:
+        if self._hangs >= (FULL_HANGS_PER_ITEM if self.declaration.deadline else HANGS_PER_ITEM):
             return Verdict(case, declined=f"{_NOT_RUN}{self._hangs} cases of this item had hung already")
         groups = self._observe(case, self._deadline(case))
         if groups[0][0].declined:
@@ -195,8 +197,10 @@ class Suite:
         return [clause.name for clause in self._clauses(verdict.case) if clause.name not in judged]
 
     def _deadline(self, case: Case) -> float:
+        """An implementation that asked for more time may need it for every case."""
         full = self._full_deadline(case)
-        return min(full, DEADLINE_AFTER_HANG) if self._hangs and self.options.device == "cpu" else full
+        shortened = self._hangs and self.options.device == "cpu" and not self.declaration.deadline
+        return min(full, DEADLINE_AFTER_HANG) if shortened else full
 
     def _full_deadline(self, case: Case) -> float:
         declared = self.declaration.deadline or DEADLINE

@@ -49,6 +49,7 @@ def test_known_deviation_is_still_there(deviation: Deviation, suite: Suite) -> N
     finding = next((found for found in verdict.findings if found.clause.name == deviation.clause), None)
 
     assert not verdict.declined, f"{deviation.case} is declined: {verdict.declined}"
+    assert not verdict.intermittent, verdict.intermittent
     assert finding, f"{deviation.case} does not break {deviation.clause} any more: take the entry out"
     keep_known(suite, verdict, finding, KnownReason(deviation.reason, deviation.link))
     raise_first(suite.options, verdict, suite.blamed(verdict))

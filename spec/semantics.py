@@ -119,8 +119,9 @@ def _with_bias_of(first: Observation, entry: Observation, bias: str) -> Observat
         if source is not None and bias not in step.parameters and step.gradients.get(bias) is None:
             held = {**step.parameters, **{n: a for n, a in source.parameters.items() if n == bias}}
             gradients = {**step.gradients, **{n: a for n, a in source.gradients.items() if n == bias}}
-            keys = {"keys": source.facts["keys"]} if "keys" in step.facts and "keys" in source.facts else {}
-            step = replace(step, parameters=held, gradients=gradients, facts={**step.facts, **keys})
+            step = replace(step, parameters=held, gradients=gradients)
+            if bias in source.facts.get("keys", ()) and "keys" in step.facts:
+                step = replace(step, facts={**step.facts, "keys": sorted({*step.facts["keys"], bias})})
         steps[name] = step
     return replace(entry, steps=steps)
 

@@ -18,8 +18,8 @@ _AS_IT_IS = nullcontext()
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The operands in the dtypes in which `F.linear` would take them.
 
-    Where no gradient is asked for there is no node of ours, and the weight is left to `F.linear`, which keeps its cast
-    for the next use in the same region.
+    Where no gradient is asked for, the weight is left to `F.linear`, which keeps its cast for the next use in the same
+    region.
     """
     if not _active(x):
         return x, weight, bias

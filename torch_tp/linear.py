@@ -195,7 +195,12 @@ class ShardedLinear(nn.Module):
         return group
 
     def _single(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer at P = 1. Nobody waits for this rank, so the input is looked at only once torch has refused it."""
+        """The layer at P = 1. Nobody waits for this rank, so the input is looked at only once torch has refused it.
+
+        Where torch.compile traces there is no catching that, and a meta tensor's dtype torch does not look at.
+        """
+        if weight.is_meta or torch.compiler.is_compiling():
+            checks.check_input(self, x, weight, self.in_features, "in_features", 1)
         try:
             return F.linear(x, weight, bias)
         except (RuntimeError, TypeError):

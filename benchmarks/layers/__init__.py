@@ -123,6 +123,11 @@ def main(chosen: argparse.Namespace) -> None:
     if chosen.device == "cuda":
         worlds = [P for P in worlds if gpu_count() >= P]
     sizes = [word.strip() for word in chosen.sizes.split(",")]
+    unknown = [size for size in sizes if size not in SIZES]
+    if unknown or not worlds:
+        raise SystemExit(
+            f"--sizes {','.join(unknown)}: some of {', '.join(SIZES)}" if unknown else "fewer GPUs than ranks"
+        )
     present = []
     for name in NAMES:
         if reason := absence(name):

@@ -39,7 +39,7 @@ def slowest(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def rotated(names: Sequence[str], number: int) -> list[str]:
     """The names in the order of this round: each comes first, second, ... equally often, and after either neighbour."""
-    start = number % len(names)
+    start = number // 2 % len(names)
     order = [*names[start:], *names[:start]]
     return order[::-1] if number % 2 else order
 

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Final
 
-# contender -> the package and version that it was tested with, and what installs it.
-TESTED: Final[Mapping[str, tuple[str, str, str]]] = {
-    "Megatron": ("megatron-core", "0.16.1", "python -m pip install megatron-core==0.16.1"),
-    "fairscale": ("fairscale", "0.4.13", "python -m pip install --no-build-isolation fairscale==0.4.13"),
-}
+from conformance.adapters.fairscale import Fairscale
+from conformance.adapters.megatron import Megatron
+from conformance.adapters.protocol import Requirement
+
+# contender -> the package, the version that it was tested with, and what installs it.
+TESTED: Final[Mapping[str, Requirement]] = {"Megatron": Megatron.requires[0], "fairscale": Fairscale.requires[0]}
 
 
 def absence(name: str, version_of: Callable[[str], str] = metadata.version) -> str:
     """Why a contender cannot be asked for, in one sentence with the command that changes it; `""` if it can."""
     if name not in TESTED:
         return ""
-    package, wanted, _ = TESTED[name]
+    package, wanted = TESTED[name].distribution, TESTED[name].tested
     try:
         found = version_of(package)
     except metadata.PackageNotFoundError:
@@ -27,5 +28,5 @@ def absence(name: str, version_of: Callable[[str], str] = metadata.version) -> s
 
 def unavailable(name: str, why: str) -> str:
     """The sentence, with the command where there is one."""
-    command = f"; {TESTED[name][2]}" if name in TESTED else ""
+    command = f"; {TESTED[name].command}" if name in TESTED else ""
     return f"{name} does not take part: {why}{command}"

@@ -13,6 +13,8 @@ from spec import STANDARD, Case, Observation, Semantics
 # The version of what this module and docs/adapters.md ask of an adapter, and all versions that the suite still runs.
 ADAPTER_CONTRACT: Final = 1
 KNOWN_CONTRACTS: Final = (ADAPTER_CONTRACT,)
+# What an adapter may ask for; a rank's collectives wait for an hour, longer than any case.
+LONGEST_DEADLINE: Final = 1800.0
 
 
 class NoSuchAdapter(ValueError):
@@ -120,6 +122,10 @@ class Declaration:
     semantics: Semantics = STANDARD
     notes: Sequence[str] = ()
     deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.deadline <= LONGEST_DEADLINE:
+            raise ValueError(f"deadline = {self.deadline!r}; it must be from 0 to {LONGEST_DEADLINE} seconds")
 
 
 class Session(Protocol):

@@ -122,7 +122,8 @@ def _refused_call(session: TorchSession, case: Case, args: Arguments, data: Inpu
         if case.bias:
             bias = torch.ones(args.bias_shape or (out,), device=session.device).to(getattr(torch, case.dtype))
     module = session.adapter.build(layer(case, session.group, args, weight, bias), session.group.handle)
-    session.log.take()  # a layer that was built has refused nothing yet, and may have cut its masters by a scatter
+    if args.input_extra or args.cut_extra or args.input_dtype:
+        session.log.take()  # what is wrong comes with the call, so a layer may have cut its masters by a scatter
     sizes = list(local(agreement(case).input.value, data.x, case.P, session.group.rank).shape)
     sizes[-1] += args.input_extra
     sizes[case.dim] += args.cut_extra

@@ -119,3 +119,13 @@ class SlowAndSaysSo(Slow):
     """The same, with a deadline of its own."""
 
     deadline = 60.0
+
+
+class SlowAndOnceStuck(TorchTp):
+    """Three batch dimensions never end, everything else takes two seconds, and four are asked for."""
+
+    deadline = 4.0
+
+    def call(self, module: Any, x: Tensor) -> Any:
+        time.sleep(600 if x.dim() > 2 else 2)
+        return super().call(module, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from conformance.suite import Suite
 from conformance.test_conformance import test_known_deviation_is_still_there as still_there
 from spec import Case, ContractViolation
 
+ROOT = Path(__file__).parents[2]
 LINE = "row P=2 batch=1 in=2 out=1 float32 bias seed=0"
 ENTRY = f"""
 [[deviation]]
@@ -241,3 +243,22 @@ def test_an_entry_whose_case_is_declined_fails_with_the_reason(monkeypatch: pyte
 )
 def test_an_entry_that_cannot_be_looked_for_is_left_out_with_the_reason(options: Options, expected: str) -> None:
     assert not_looked_for(options, Deviation("row.backward.bias-grad", Case.parse(LINE), "divided")) == expected
+
+
+def test_every_finding_that_is_linked_is_told_and_every_script_is_linked() -> None:
+    text = (ROOT / "docs/findings.md").read_text()
+    headings = {
+        re.sub(r"[^\w\- ]", "", line[4:].lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("### ")
+    }
+    links = {
+        entry.link for file in (ROOT / "conformance/known").glob("*.toml") for entry in Known.read(str(file)).deviations
+    }
+    scripts = sorted((ROOT / "docs/findings").glob("*.py"))
+    for script in scripts:
+        compile(script.read_text(), str(script), "exec")
+
+    assert {link.partition("#")[2] for link in links if link.startswith("docs/findings.md#")} <= headings
+    assert [script.name for script in scripts if f"](findings/{script.name})" not in text] == []
+    assert scripts

@@ -150,3 +150,11 @@ def test_a_case_has_the_time_that_its_implementation_or_its_procedure_needs(
 
     assert [finding.clause.name for finding in verdict.findings] == ["ranks.finish"] * hangs
     assert (verdict.intermittent, suite.tally.intermittent) == ("", [])
+
+
+def test_an_implementation_with_a_deadline_keeps_it_after_a_hang(examine: Examine) -> None:
+    suite, hung = examine("SlowAndOnceStuck", Case.parse("row P=1 batch=1x1x1 in=2 out=1 float32 seed=0"), LOSING)
+    slow = suite.examine(Case.parse("row P=1 batch=1 in=2 out=1 float32 seed=0"))
+
+    assert hung.findings[0].clause.name == "ranks.finish"
+    assert (slow.findings, slow.intermittent) == ((), "")

@@ -18,6 +18,7 @@ from doctoring import (
 )
 
 from spec import STANDARD, Case, Observation, Semantics, judge, normal
+from spec.observation import Step
 
 ROW = "row P=2 batch=3 in=4 out=4 float32 bias values=small seed=3"
 PAIR = "pair P=2 batch=3 in=2 hidden=4 out=3 float32 bias values=small seed=10"
@@ -60,17 +61,33 @@ def test_a_pair_with_a_bias_that_was_added_is_found():
 
 
 def no_bias(scene: object, seen: Observation) -> Observation:
-    step = seen.steps["first"]
-    parameters = {name: array for name, array in step.parameters.items() if name != "bias"}
-    gradients = {name: array for name, array in step.gradients.items() if name != "bias"}
-    sizes = {name: size for name, size in step.facts["storage_bytes"].items() if name != "bias"}
-    changed = replace(step, parameters=parameters, gradients=gradients)
-    return replace(seen, steps={"first": with_facts(changed, storage_bytes=sizes)})
+    def without(step: Step) -> Step:
+        parameters = {name: array for name, array in step.parameters.items() if name != "bias"}
+        gradients = {name: array for name, array in step.gradients.items() if name != "bias"}
+        sizes = {name: size for name, size in step.facts.get("storage_bytes", {}).items() if name != "bias"}
+        changed = replace(step, parameters=parameters, gradients=gradients)
+        return with_facts(changed, storage_bytes=sizes) if sizes else changed
+
+    return replace(seen, steps={name: without(step) for name, step in seen.steps.items()})
 
 
 def test_a_bias_on_rank_0_alone_stands_for_all_if_that_is_declared():
     assert found(FIRST_RANK, ROW, no_bias, ranks=(1,)) == []
     assert found(STANDARD, ROW, no_bias, ranks=(1,))[0] == "row.bias.replicated"
+
+
+def test_a_rank_without_a_bias_may_lack_its_key_and_no_other():
+    def keys(*names: str) -> Change:
+        return facts(keys=list(names))
+
+    line = "row P=2 batch=1 in=2 out=1 float32 bias procedure=state-dict seed=0"
+    whole = [keys("bias", "weight")]
+    assert found(FIRST_RANK, line, *whole) == []
+    scene = clean(line)
+    for held, broken in ((("weight",), []), (("W",), ["state.keys"]), (("junk", "weight"), ["state.keys"])):
+        seen = [keys("bias", "weight")(scene, scene.seen[0]), no_bias(scene, keys(*held)(scene, scene.seen[1]))]
+        translated = normal(FIRST_RANK, scene.case, scene.truth, seen)
+        assert [finding.clause.name for finding in judge(scene.case, scene.truth, translated)] == broken
 
 
 def test_so_does_the_row_bias_of_a_pair():

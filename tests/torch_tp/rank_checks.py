@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import two_ranks
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
@@ -400,3 +401,11 @@ def check_compiled_is_eager(rank: int) -> None:
             found.append([y.detach(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()])
         for expected, actual in zip(*found, strict=True):
             same(expected, actual)
+
+
+def check_forward_mode_gradients_of_a_sum_are_refused_not_wrong(rank: int) -> None:
+    layer = RowParallelLinear(4, 3, bias=False)
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode(), forward_ad.dual_level():
+            x = forward_ad.make_dual(integers(2, 2), integers(2, 2, seed=5))
+            refusal(NotImplementedError, "jvp|forward mode", lambda x=x: layer(x))

@@ -71,3 +71,11 @@ def test_an_unknown_mode_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ValueError, match=r"^TP_DEBUG = 'yes'; it must be 1, check, '1,check', 0 or unset$"):
         debug.checking()
+
+
+def test_the_variable_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TP_DEBUG", raising=False)
+    assert not debug.checking()
+    monkeypatch.setenv("TP_DEBUG", "check")
+
+    assert not debug.checking()

@@ -271,3 +271,27 @@ def test_from_linear_takes_linears_alone() -> None:
 def test_the_own_errors_are_runtime_errors() -> None:
     assert issubclass(torch_tp.NoProcessGroupError, RuntimeError)
     assert issubclass(torch_tp.RankMismatchError, RuntimeError)
+
+
+@pytest.mark.parametrize("layer", [ColumnParallelLinear, RowParallelLinear])
+@pytest.mark.parametrize("where", ["cpu", "meta", "compiled"])
+@pytest.mark.parametrize(
+    ("x", "kind", "text"),
+    [
+        (
+            torch.ones(3, 5),
+            ValueError,
+            "the input has shape [3, 5]; its last dimension must be in_features = 4 (P = 1)",
+        ),
+        (torch.ones(3, 4).double(), TypeError, "the input is torch.float64 and the weight torch.float32"),
+        (torch.ones(3, 4).long(), TypeError, "the input is torch.int64; it must be floating-point"),
+    ],
+    ids=["width", "dtype", "integers"],
+)
+def test_one_rank_refuses_what_several_refuse(
+    layer: Any, where: str, x: torch.Tensor, kind: type[Exception], text: str
+) -> None:
+    made = layer(4, 6, rank=0, world_size=1, device="meta" if where == "meta" else "cpu")
+    call = torch.compile(made, backend="eager") if where == "compiled" else made
+    with pytest.raises(kind, match=re.escape(f"{layer.__name__}: {text}")):
+        call(x.to("meta") if where == "meta" else x)

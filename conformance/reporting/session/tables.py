@@ -20,7 +20,7 @@ def header(options: Options, suite: Suite, profile: str, seed: str) -> list[str]
     return [
         f"conformance of {declared.name} ({versions})",
         f"  ranks: world sizes {worlds}, backend {options.backend}, device {options.device}",
-        f"  numerics: {flags or 'NumPy'}",
+        f"  numerics: {flags or 'no switches declared'}",
         f"  examples: profile {profile}, seed {seed}; {len(REGISTER)} clauses, truth by JAX (float64, one CPU device)",
         *(f"  declared: {sentence}" for sentence in declared.semantics.sentences()),
         *(f"  note: {note}" for note in declared.notes),

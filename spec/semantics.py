@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,8 +22,11 @@ from spec.observation import Array, Observation, Step
 from spec.placements import Replicated
 from spec.truth import Truth, Values
 from spec.values import Inputs
+from spec.vocabulary import LAYERS
 
 RowBias = Literal["whole", "first-rank", "divided"]
+# What may work on CUDA tensors alone.
+NEEDS_CUDA = (*LAYERS, "gather_output", "input_is_parallel=False", "autocast")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,13 @@ class Semantics:
     row_bias: RowBias = "whole"
     needs_cuda: tuple[str, ...] = ()
     batch_dims: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.row_bias not in get_args(RowBias):
+            raise ValueError(f"row_bias = {self.row_bias!r}; it must be one of {', '.join(get_args(RowBias))}")
+        unknown = sorted({*self.needs_cuda} - {*NEEDS_CUDA})
+        if unknown:
+            raise ValueError(f"needs_cuda has {unknown[0]!r}; it may have {', '.join(NEEDS_CUDA)}")
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Semantics:

@@ -10,6 +10,8 @@ from types import ModuleType
 from typing import Final
 
 from conformance.adapters.protocol import ADAPTER_CONTRACT, KNOWN_CONTRACTS, Adapter, NoSuchAdapter
+from spec.faults import FAULTS
+from spec.vocabulary import LAYERS, PROCEDURES
 
 OURS: Final = {
     "torch_tp": "conformance.adapters.torch_tp:TorchTp",
@@ -26,6 +28,14 @@ OURS: Final = {
 # Those that run in the process that asks, so that nothing need be imported to know it.
 CONTROLLERS: Final = ("numpy",)
 _METHODS: Final = ("declare", "declines", "open")
+_FLAGS: Final = ("bias", "gather_output", "skip_bias_add", "input_is_parallel", "reduce_output")
+# What an adapter may name, by its attribute: a word that is none would decline, or accept, nothing.
+_WORDS: Final = {
+    "layers": LAYERS,
+    "flags": _FLAGS,
+    "procedures_declined": tuple(PROCEDURES),
+    "accepts": tuple(FAULTS),
+}
 
 
 def find(name: str) -> Adapter:
@@ -36,6 +46,8 @@ def find(name: str) -> Adapter:
             missing.
     """
     module_name, colon, class_name = OURS.get(name, name).rpartition(":")
+    if not colon and name.endswith(".py"):
+        raise NoSuchAdapter(f"--impl {name}: which class of the file? --impl {name}:Class")
     if not colon:
         raise NoSuchAdapter(
             f"--impl {name}: unknown; it is one of {', '.join(OURS)}, package.module:Class, or path/to/file.py:Class"
@@ -66,6 +78,12 @@ def find(name: str) -> Adapter:
             f"--impl {name}: {class_name} has no method {', '.join(missing)}; derive it from"
             " conformance.adapters.pytorch.TorchAdapter, or see conformance.adapters.protocol.Adapter"
         )
+    for attribute, words in _WORDS.items():
+        unknown = [str(word) for word in getattr(made, attribute, ()) if word not in words]
+        if unknown:
+            raise NoSuchAdapter(
+                f"--impl {name}: {class_name}.{attribute} has {', '.join(unknown)}; it may have {', '.join(words)}"
+            )
     return made
 
 

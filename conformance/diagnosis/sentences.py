@@ -165,7 +165,7 @@ _NEXT: Final = {
     HELD_BY_SOME: "A replicated parameter is held by every rank, whole; every rank needs its gradient.",
     OTHER_SHAPE: "Give the result the batch dimensions of the input, none and empty ones included.",
     OTHER_DTYPE: "Look for a cast that is missing, or one too many; under autocast compare with F.linear.",
-    NO_TENSOR: "dist.all_reduce works in place and returns None; return the buffer.",
+    NO_TENSOR: "Return the output; dist.all_reduce returns None. A pair from every call is declared: always_pair=True.",
     REPLICAS_DIFFER: "Every rank must add in the same order and dtype, or take the sum from one collective.",
     FROZEN_GRADIENT: "Copy requires_grad with the parameter, and ask ctx.needs_input_grad.",
     GRAPH_KEPT: "Look for enable_grad, or a requires_grad_ on the output.",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from hashlib import blake2b
+from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 # A first example starts ranks and compiles the truth; that is no fault of what is drawn.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -13,7 +15,11 @@ _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_bas
 _PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
 # Hypothesis's own determinism, which it prefers in CI, takes like items for one; `seed_of` gives each its own.
 _PLAIN = settings(deadline=None, suppress_health_check=_SLOW, print_blob=False, phases=_PHASES, derandomize=False)
-settings.register_profile("quick", _PLAIN, max_examples=25)
+# Named, because Hypothesis has none in CI, where a nightly run should begin with what failed the night before.
+_FAILURES = DirectoryBasedExampleDatabase(
+    Path(os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")) / "examples"
+)
+settings.register_profile("quick", _PLAIN, max_examples=25, database=_FAILURES)
 settings.register_profile("ci", settings.get_profile("quick"), database=None)
 settings.register_profile("deep", settings.get_profile("quick"), max_examples=1000)
 settings.load_profile("ci" if os.environ.get("CI") else "quick")

@@ -77,3 +77,16 @@ class NotMade:
 
     def __init__(self) -> None:
         raise OSError("the checkpoint is not there")
+
+
+class Misspelt(Mine):
+    """Names layers that there are not."""
+
+    layers = ("collumn", "row")
+
+
+class DeclinesAll(Mine):
+    """Has nothing of what may be asked for."""
+
+    def unsupported(self, case: Any) -> str:
+        return "is not written yet"

@@ -43,6 +43,8 @@ def conformance(where: Path, *args: str, **environment: str) -> CompletedProcess
     [
         (["--impl", "unheard_of"], "--impl unheard_of: unknown; it is one of torch_tp, dtensor, "),
         (["--impl", "nowhere.py:Mine"], "nowhere.py: there is no such file"),
+        (["--impl", "mine.py"], "--impl mine.py: which class of the file? --impl mine.py:Class"),
+        (["--impl", f"{OWN}:Misspelt"], "Misspelt.layers has collumn; it may have column, row, pair, copy, reduce"),
         (["--impl", f"{OWN}:NoSuch"], "has no class NoSuch"),
         (["--impl", f"{OWN}:WithoutMethods"], "WithoutMethods has no method declare, declines, open; derive it from"),
         (["--impl", f"{OWN}:NotMade"], "NotMade() raised OSError: the checkpoint is not there"),
@@ -170,3 +172,25 @@ def test_items_that_are_alike_draw_other_cases_from_one_seed_and_the_same_ones_a
     first = visited()
     assert first == visited()
     assert first["float32"] != first["float64"]
+
+
+def test_what_failed_comes_first_the_next_time(tmp_path: Path) -> None:
+    planted = f"{MUTANTS / 'bias.py'}:BiasDividedBeforeReduction"
+    examples = []
+    for _ in range(2):
+        done = conformance(
+            tmp_path, "--impl", planted, "-k", ROW, "--hypothesis-profile", "quick", "--hypothesis-seed", "1"
+        )
+        total = re.search(r"^examples .* (\d+) in all$", done.stdout, re.MULTILINE)
+        assert total
+        assert done.returncode == pytest.ExitCode.TESTS_FAILED
+        examples.append(int(total[1]))
+
+    assert examples[1] < examples[0]
+
+
+def test_a_run_that_judges_nothing_does_not_pass(tmp_path: Path) -> None:
+    done = conformance(tmp_path, "--impl", f"{OWN}:DeclinesAll", "-k", ROW)
+
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "nothing was judged: the implementation has none of the cases that were asked for" in done.stdout

@@ -191,3 +191,15 @@ def test_it_travels_as_plain_data():
     assert Semantics.from_data(loads(dumps(asdict(declared)))) == declared
     assert Semantics.from_data(loads(dumps(asdict(STANDARD)))) == STANDARD
     assert len(declared.sentences()) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"row_bias": "rank0"}, "row_bias = 'rank0'; it must be one of whole, first-rank, divided"),
+        ({"needs_cuda": ("collumn",)}, "needs_cuda has 'collumn'; it may have column, row"),
+    ],
+)
+def test_a_word_that_is_none_is_refused(fields: dict[str, object], text: str):
+    with pytest.raises(ValueError, match=text):
+        Semantics(**fields)

@@ -67,7 +67,7 @@ class Nanotron(TorchAdapter):
 class NanotronAsync(Nanotron):
     """TensorParallelColumnLinear with async_communication=True: its all-reduce runs under a product."""
 
-    name = "nanotron, async_communication"
+    name = "nanotron async"
     layers = ("column",)
     overlaps = True
     procedures_declined: Mapping[str, str] = {

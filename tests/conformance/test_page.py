@@ -190,6 +190,17 @@ def test_a_page_without_failures_says_so(report: Report) -> None:
     assert "There are none." in text
 
 
+def test_what_is_known_is_neither_a_failure_nor_a_pass(report: Report) -> None:
+    run = replace(report.runs[0], counts=tuple(replace(n, blamed=0) for n in report.runs[0].counts))
+    other = replace(run, implementation=replace(run.implementation, name="another"))
+    alone, both = (Page(render(replace(report, runs=runs))).text for runs in ((run,), (run, other)))
+
+    assert re.search(r"No clause that was judged fails, but for \d+ that (is|are) known\.", alone)
+    assert "0 of 2 runs break a clause that must be kept and is not listed as known; 2 break some that are." in both
+    assert re.search(r"\d+ clauses? broken, all as known", alone)
+    assert "no clause fails" not in alone
+
+
 def test_a_report_of_nothing_is_a_page(report: Report) -> None:
     text = Page(render(replace(report, runs=()))).text
 

@@ -19,18 +19,23 @@ def cards(model: Model) -> str:
 def _card(model: Model, number: int, run: Run) -> str:
     cells = model.in_run(number)
     counts = Counter(cell.verdict for cell in cells)
-    failing = broken(cells)
+    failing, known = broken(cells), broken(cells, "known")
     bad = failing or run.intermittent
     told = plural(len(failing), "clause fails", "clauses fail") if failing else "no clause fails"
+    if known:
+        told = (
+            f"{told}; {len(known)} more as known" if failing else f"{plural(len(known), 'clause')} broken, all as known"
+        )
     if run.intermittent:
         told += f"; {plural(len(run.intermittent), 'failure')} did not come back"
-    mark = SYMBOLS["fail" if bad else "pass" if counts["pass"] else "not run"]
+    mark = SYMBOLS["fail" if bad else "known" if known else "pass" if counts["pass"] else "not run"]
     told = told if counts["pass"] or bad else "nothing was judged"
     state = "" if run.complete else '<p class="badge">partial</p>'
+    state_class = " bad" if bad else " known" if known else ""
     return (
-        f'<article class="card{" bad" * bool(bad)}"><header><h3>{escape(model.name(number))}</h3>{state}</header>'
+        f'<article class="card{state_class}"><header><h3>{escape(model.name(number))}</h3>{state}</header>'
         f'<p class="outcome"><span aria-hidden="true">{mark}</span> {escape(told)}</p>'
-        f"{_links(failing)}{_bar(counts)}{_missing(model, run)}{_facts(run)}{_intermittent(run)}</article>"
+        f"{_links(failing or known)}{_bar(counts)}{_missing(model, run)}{_facts(run)}{_intermittent(run)}</article>"
     )
 
 
@@ -57,11 +62,11 @@ def reasons(run: Run) -> str:
     return f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in run.missing)}</ul>"
 
 
-def broken(cells: Iterable[Cell]) -> dict[str, Cell]:
-    """Each clause that fails, with the first cell in which it does."""
+def broken(cells: Iterable[Cell], verdict: Verdict = "fail") -> dict[str, Cell]:
+    """Each clause that has the verdict somewhere, with the first cell in which it does."""
     found: dict[str, Cell] = {}
     for cell in cells:
-        if cell.verdict == "fail":
+        if cell.verdict == verdict:
             found.setdefault(cell.clause.name, cell)
     return found
 

@@ -27,10 +27,22 @@ def lede(model: Model) -> str:
         text = "There is no run in this report."
     elif len(runs) == 1:
         told = plural(len(broken(model.in_run(0))), "clause fails", "clauses fail")
-        text += f"{told if failing else 'No clause that was judged fails'}."
+        known = len(broken(model.in_run(0), "known"))
+        text += told if failing else "No clause that was judged fails"
+        text += (
+            f"{', besides' if failing else ', but for'} {known} that {'is' if known == 1 else 'are'} known."
+            if known
+            else "."
+        )
     else:
+        known_too = sum(bool(broken(model.in_run(n), "known")) for n in runs)
         verb = "breaks" if len(failing) == 1 else "break"
-        text += f"{len(failing)} of {len(runs)} runs {verb} a clause that must be kept."
+        text += f"{len(failing)} of {len(runs)} runs {verb} a clause that must be kept"
+        text += (
+            f" and is not listed as known; {known_too} {'breaks' if known_too == 1 else 'break'} some that are."
+            if known_too
+            else "."
+        )
     return f'<p class="lede">{escape(text)}</p>{_partial(model)}'
 
 

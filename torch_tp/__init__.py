@@ -22,7 +22,10 @@ the environment variable `TP_DEBUG=check`, which makes every rank raise `RankMis
 from torch_tp.column import ColumnParallelLinear
 from torch_tp.errors import NoProcessGroupError, RankMismatchError
 from torch_tp.functions import copy, gather, reduce, scatter
+from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
+from torch_tp.parallel import parallelize
 from torch_tp.placements import Placement, Replicate, Shard
+from torch_tp.report import Report
 from torch_tp.row import RowParallelLinear
 from torch_tp.runtime import (
     TensorParallelConfig,
@@ -35,10 +38,13 @@ from torch_tp.runtime import (
 
 __all__ = [
     "ColumnParallelLinear",
+    "MergedColumnParallelLinear",
     "NoProcessGroupError",
     "Placement",
+    "QKVParallelLinear",
     "RankMismatchError",
     "Replicate",
+    "Report",
     "RowParallelLinear",
     "Shard",
     "TensorParallelConfig",
@@ -48,6 +54,7 @@ __all__ = [
     "gather",
     "get_tensor_parallel_config",
     "init_tensor_parallel",
+    "parallelize",
     "reduce",
     "scatter",
     "synchronize_across_ranks",

@@ -65,8 +65,8 @@ class ColumnParallelLinear(ShardedLinear):
     `megatron/core/tensor_parallel/layers.py` of that project.
     """
 
-    weight_placement: ClassVar[Placement] = Shard(0)
-    bias_placement: ClassVar[Placement] = Shard(0)
+    weight_placement: Placement = Shard(0)
+    bias_placement: Placement = Shard(0)
     flag_names: ClassVar[tuple[str, ...]] = ("gather_output", "skip_bias_add")
 
     gather_output: bool
@@ -113,7 +113,7 @@ class ColumnParallelLinear(ShardedLinear):
         """
         options: dict[str, Any] = {"gather_output": gather_output, "skip_bias_add": skip_bias_add}
         options |= {"group": group, "rank": rank, "world_size": world_size}
-        made: ColumnParallelLinear = from_dense(cls, cls.__name__, linear, options)
+        made: ColumnParallelLinear = from_dense(cls, cls.__name__, linear, ("in_features", "out_features"), (), options)
         return made
 
     @property
@@ -139,7 +139,10 @@ class ColumnParallelLinear(ShardedLinear):
         if self.gather_output:
             group.require(self._name(), "gather_output=True needs an all-gather")
         y = column_product(*autocast(x, weight, bias), group)
-        return gather_along(y, y.dim() - 1, group) if self.gather_output else y
+        return self._gathered(y, group) if self.gather_output else y
+
+    def _gathered(self, y: Tensor, group: Group) -> Tensor:
+        return gather_along(y, y.dim() - 1, group)
 
     def _flag_conflict(self, bias: bool) -> str:
         if bias and self.gather_output and self.skip_bias_add:

@@ -106,6 +106,31 @@ def attached_group(process_group: dist.ProcessGroup) -> Group:
     return Group(process_group.rank(), process_group.size(), process_group.group_name, process_group)
 
 
+# The blocks made so far and the world they were made in.
+_blocks: tuple[object, dict[tuple[dist.ProcessGroup, int], Group]] = (None, {})
+
+
+def neighbours(group: Group, size: int) -> Group:
+    """The block of `size` neighbouring ranks of a group that this rank is in; P is a multiple of `size`.
+
+    Made once for each process group, by the block's ranks alone, which must all ask for it.
+    """
+    global _blocks
+    if size == group.size:
+        return group
+    rank, first = group.rank % size, group.rank // size * size
+    if size == 1 or group.process_group is None:
+        return Group(rank, size)
+    if _blocks[0] is not _world():
+        _blocks = (_world(), {})
+    key = (group.process_group, size)
+    if key not in _blocks[1]:
+        ranks = dist.get_process_group_ranks(group.process_group)[first : first + size]
+        made = dist.new_group(ranks, use_local_synchronization=True)
+        _blocks[1][key] = attached_group(cast(dist.ProcessGroup, made))
+    return _blocks[1][key]
+
+
 # The group of init_tensor_parallel, and the world it was made in: once that world is
 # destroyed the group is too.
 _default: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None

@@ -5,7 +5,7 @@ Private: the layers are `torch_tp.ColumnParallelLinear` and `torch_tp.RowParalle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,8 +38,8 @@ class Options:
 class ShardedLinear(nn.Module):
     """A linear layer of which each rank holds a shard; the subclasses say which."""
 
-    weight_placement: ClassVar[Placement]
-    bias_placement: ClassVar[Placement]
+    weight_placement: Placement
+    bias_placement: Placement
     flag_names: ClassVar[tuple[str, ...]]
 
     in_features: int
@@ -99,8 +99,7 @@ class ShardedLinear(nn.Module):
     def extra_repr(self) -> str:
         """The constructor's arguments; sizes are those of the whole layer."""
         given = {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
+            **self._sizes(),
             "bias": self.bias is not None,
             **self._flags(),
             "rank": "?" if self._group.pending else self._group.rank,
@@ -129,6 +128,9 @@ class ShardedLinear(nn.Module):
 
     def _name(self) -> str:
         return type(self).__name__
+
+    def _sizes(self) -> dict[str, object]:
+        return {"in_features": self.in_features, "out_features": self.out_features}
 
     def _flags(self) -> dict[str, bool]:
         return {name: getattr(self, name) for name in self.flag_names}
@@ -180,13 +182,15 @@ class ShardedLinear(nn.Module):
     def _local(self, shape: tuple[int, ...], placement: Placement) -> tuple[int, ...]:
         if not isinstance(placement, Shard):
             return shape
-        return tuple(n // self._group.size if dim == placement.dim else n for dim, n in enumerate(shape))
+        held = sum(map(len, placement.ranges(shape[placement.dim], self._group.size, 0)))
+        return tuple(held if dim == placement.dim else n for dim, n in enumerate(shape))
 
     def _own_shard(self, whole: Tensor, placement: Placement) -> Tensor:
         if not isinstance(placement, Shard):
             return whole
-        size = whole.shape[placement.dim] // self._group.size
-        return whole.narrow(placement.dim, self.rank * size, size)
+        ranges = placement.ranges(whole.shape[placement.dim], self._group.size, self.rank)
+        parts = [whole.narrow(placement.dim, held.start, len(held)) for held in ranges]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, placement.dim)
 
     def _resolved(self) -> Group:
         group = self._group
@@ -216,8 +220,7 @@ class ShardedLinear(nn.Module):
 
     def _compare_ranks(self, group: Group, x: object, replicated: bool) -> None:
         facts: dict[str, object] = {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
+            **self._sizes(),
             **self._flags(),
             "dtype of the weight": str(self.weight.dtype).removeprefix("torch."),
             "requires_grad of the input": isinstance(x, Tensor) and x.requires_grad,
@@ -232,13 +235,23 @@ class ShardedLinear(nn.Module):
         debug.check(f"{self._name()} forward", group, x, facts)
 
 
-def from_dense(layer: Callable[..., Any], owner: str, linear: Any, options: Mapping[str, Any]) -> Any:
-    """A parallel layer with the values, dtype, device, requires_grad and mode of a dense one."""
+def from_dense(
+    layer: Callable[..., Any],
+    owner: str,
+    linear: Any,
+    own: Sequence[str],
+    further: Sequence[Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """A parallel layer with the values, dtype, device, requires_grad and mode of a dense one.
+
+    Its first arguments are the attributes `own` of the dense layer, and then `further`.
+    """
     if not isinstance(linear, nn.Linear):
         checks.refuse(owner, f"from_linear got a {type(linear).__name__}; it must be a torch.nn.Linear", TypeError)
     made = layer(
-        linear.in_features,
-        linear.out_features,
+        *(getattr(linear, name) for name in own),
+        *further,
         linear.bias is not None,
         linear.weight,
         master_bias=linear.bias,

@@ -70,8 +70,8 @@ class RowParallelLinear(ShardedLinear):
     `megatron/core/tensor_parallel/layers.py` of that project.
     """
 
-    weight_placement: ClassVar[Placement] = Shard(1)
-    bias_placement: ClassVar[Placement] = Replicate()
+    weight_placement: Placement = Shard(1)
+    bias_placement: Placement = Replicate()
     flag_names: ClassVar[tuple[str, ...]] = ("input_is_parallel", "reduce_output", "skip_bias_add")
 
     input_is_parallel: bool
@@ -121,7 +121,7 @@ class RowParallelLinear(ShardedLinear):
         """
         options: dict[str, Any] = {"input_is_parallel": input_is_parallel, "reduce_output": reduce_output}
         options |= {"skip_bias_add": skip_bias_add, "group": group, "rank": rank, "world_size": world_size}
-        made: RowParallelLinear = from_dense(cls, cls.__name__, linear, options)
+        made: RowParallelLinear = from_dense(cls, cls.__name__, linear, ("in_features", "out_features"), (), options)
         return made
 
     @property

@@ -25,7 +25,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 import torch_tp
-from torch_tp import ColumnParallelLinear, NoProcessGroupError, RankMismatchError, RowParallelLinear, debug
+from torch_tp import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    NoProcessGroupError,
+    QKVParallelLinear,
+    RankMismatchError,
+    RowParallelLinear,
+    debug,
+)
 
 P = 2
 
@@ -409,3 +417,161 @@ def check_forward_mode_gradients_of_a_sum_are_refused_not_wrong(rank: int) -> No
         with mode(), forward_ad.dual_level():
             x = forward_ad.make_dual(integers(2, 2), integers(2, 2, seed=5))
             refusal(NotImplementedError, "jvp|forward mode", lambda x=x: layer(x))
+
+
+def check_merged_parts_are_those_of_separate_layers(rank: int) -> None:
+    linears = [dense(3, 4), dense(3, 8)]
+    with torch.no_grad():
+        linears[1].weight.neg_()
+    for gathers in (False, True):
+        layer = MergedColumnParallelLinear.from_linears(linears, gather_output=gathers)
+        x, alike = (integers(5, 3).requires_grad_() for _ in range(2))
+        parts, whole = layer.split(layer(x)), [linear(alike) for linear in linears]
+        upstream = [integers(5, size, seed=size) for size in (4, 8)]
+        torch.autograd.backward(whole, upstream)
+        own = upstream if gathers else [g.chunk(P, -1)[rank] for g in upstream]
+        torch.autograd.backward(parts, own)
+        for part, expected in zip(parts, whole, strict=True):
+            same(expected.detach() if gathers else expected.detach().chunk(P, -1)[rank], part.detach())
+        same(alike.grad, x.grad)
+        for name in ("weight", "bias"):
+            gradients = [linear.get_parameter(name).grad for linear in linears]
+            same(torch.cat([grad.chunk(P)[rank] for grad in gradients]), layer.get_parameter(name).grad)
+        for linear in linears:
+            linear.zero_grad()
+
+
+def check_copies_of_a_key_and_value_head_get_one_gradient(rank: int) -> None:
+    D = 2
+    for heads, kv_heads in ((4, 4), (4, 2), (4, 1)):
+        linear = dense(3, (heads + 2 * kv_heads) * D)
+        layer = QKVParallelLinear.from_linear(linear, D, heads, kv_heads)
+        x, alike = (integers(5, 3).requires_grad_() for _ in range(2))
+        for _ in range(2):  # gradients accumulate
+            whole = linear(alike).split([heads * D, kv_heads * D, kv_heads * D], -1)
+            scored(whole, heads, kv_heads, D, slice(0, heads)).backward()
+            mine = slice(rank * heads // P, (rank + 1) * heads // P)
+            scored(layer.split(layer(x)), heads // P, layer.num_kv_heads, D, mine).backward()
+            same(alike.grad, x.grad)
+            for name in ("weight", "bias"):
+                parameter, expected = layer.get_parameter(name), linear.get_parameter(name).grad
+                held = [row for part in layer.placements[name].ranges(len(expected), P, rank) for row in part]
+                same(expected[held], parameter.grad)
+
+
+def scored(parts, heads: int, kv_heads: int, D: int, mine: slice) -> Tensor:
+    """A number that every head enters differently, as in grouped-query attention."""
+    q, k, v = (part.unflatten(-1, (-1, D)) for part in parts)
+    k, v = (part.repeat_interleave(heads // kv_heads, -2) for part in (k, v))
+    weights = torch.arange(1.0, 9.0)[mine].view(-1, 1)
+    return (q * k * weights + v * weights).sum()
+
+
+def check_blocks_of_ranks_are_made_once(rank: int) -> None:
+    group = torch_tp.group.find_group("test")
+    assert torch_tp.group.neighbours(group, P) is group
+    assert torch_tp.group.neighbours(group, 1).size == 1
+
+
+class Block(nn.Module):
+    """Attention without its softmax and a gated MLP, so that whole numbers stay whole, with residuals."""
+
+    def __init__(self, heads: int = 4, kv_heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = heads, kv_heads
+        self.first, self.second, self.third = dense(8, 8), dense(8, 2 * kv_heads), dense(8, 2 * kv_heads)
+        self.fourth, self.both, self.last, self.score = dense(8, 8), dense(8, 16), dense(8, 8), dense(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (self.first, self.second, self.third))
+        k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
+        x = x + self.fourth(((q @ k.mT) @ v).transpose(1, 2).flatten(2))
+        gate, up = self.both(x).chunk(2, -1)
+        return self.score(x + self.last(torch.relu(gate) * up))
+
+
+def check_a_parallelized_model_is_the_dense_one(rank: int) -> None:
+    whole = Block().double()
+    model = torch_tp.parallelize(copy.deepcopy(whole))
+    styles = {entry.name: entry.style for entry in model.tp_report.entries}
+    assert styles == {
+        **dict.fromkeys(("first", "second", "third"), "column"),
+        **dict.fromkeys(("fourth", "last"), "row"),
+        "both": "merged column",
+        "score": "replicated",
+    }, styles
+    x, alike = (integers(2, 3, 8).double().requires_grad_() for _ in range(2))
+    y, expected = model(x), whole(alike)
+    same(expected.detach(), y.detach())
+    y.backward(integers(2, 3, 3).double())
+    expected.backward(integers(2, 3, 3).double())
+    same(alike.grad, x.grad)
+    for name, parameter in model.named_parameters():
+        gradient, placement = whole.get_parameter(name).grad, getattr(parameter, "placement", None)
+        if isinstance(placement, torch_tp.Shard):
+            held = placement.ranges(gradient.shape[placement.dim], P, rank)
+            gradient = torch.cat(
+                [gradient.narrow(placement.dim, part.start, len(part)) for part in held], placement.dim
+            )
+        same(gradient, parameter.grad)
+
+
+def check_what_a_wrap_keeps(rank: int) -> None:
+    called: list[str] = []
+    twice, tied = dense(8, 8), dense(8, 8)
+    model = nn.Sequential(
+        twice, nn.ReLU(), tied, nn.ReLU(), twice, nn.ReLU(), tied, nn.LayerNorm(8), dense(8, 8)
+    ).eval()
+    twice.weight.requires_grad_(False)
+    twice.register_forward_hook(lambda *_: called.append("twice"))
+    torch_tp.parallelize(model)
+    called.clear()  # hooks run while the model is followed, too
+    assert isinstance(model[0], ColumnParallelLinear)
+    assert model[0] is model[4]
+    assert model[2] is model[6]
+    assert (model[0].weight.requires_grad, model[0].bias.requires_grad, model[0].training) == (False, True, False)
+    model(integers(3, 8))
+    assert called == ["twice", "twice"]
+    refusal(ValueError, "is parallel already", lambda: torch_tp.parallelize(nn.Sequential(model)))
+
+
+def check_a_plan_is_taken_at_its_word(rank: int) -> None:
+    model = nn.Sequential(dense(4, 6), nn.ReLU(), dense(6, 4), dense(4, 4))
+    torch_tp.parallelize(model, plan={"0": "column", "2": "row", "[3]": "replicated"})
+    assert [type(layer) for layer in model] == [ColumnParallelLinear, nn.ReLU, RowParallelLinear, nn.Linear]
+    assert "the plan does not cut it" in str(model.tp_report)
+
+
+def check_a_wrap_that_fails_leaves_the_model_as_it_was(rank: int) -> None:
+    model = nn.Sequential(dense(4, 6), nn.ReLU(), dense(6, 4), dense(4, 3))
+    held = {name: id(each) for name, each in [*model.named_modules(), *model.named_parameters()]}
+    for plan, text in (
+        ({"0": "column", "nothing*": "row"}, r"the pattern 'nothing\*' of the plan matches no nn\.Linear"),
+        ({"0": "column", "*": "row"}, r"the patterns '0' and '\*' of the plan disagree about 0: column and row"),
+        ({"0": "sideways"}, r"plan\['0'\] = 'sideways'; it must be one of column, row, replicated"),
+        ({"0": "column", "3": "column"}, r"3 as column: out_features = 3 cannot be cut into P = 2 equal shards"),
+    ):
+        refusal(ValueError, text, lambda plan=plan: torch_tp.parallelize(model, plan=plan))
+    refusal(
+        ValueError, "cannot be followed without data; give example=", lambda: torch_tp.parallelize(nn.Conv1d(2, 2, 1))
+    )
+    refusal(ValueError, "cannot be followed", lambda: torch_tp.parallelize(model, example=integers(3, 5)))
+    refusal(TypeError, "the module is a str", lambda: torch_tp.parallelize("model"))
+    assert held == {name: id(each) for name, each in [*model.named_modules(), *model.named_parameters()]}
+    assert not hasattr(model, "tp_report")
+
+
+def check_tied_and_derived_linears_stay_whole(rank: int) -> None:
+    class Mine(nn.Linear):
+        pass
+
+    tied = nn.Sequential(dense(4, 4), nn.ReLU(), dense(4, 4))
+    tied[2].weight = tied[0].weight
+    derived = nn.Sequential(Mine(4, 4), nn.ReLU(), dense(4, 4))
+    for model, text in (
+        (tied, "it is part of the model's output"),
+        (derived, "0: it is a Mine, not an nn.Linear itself"),
+    ):
+        torch_tp.parallelize(model)
+        assert {entry.style for entry in model.tp_report.entries} == {"replicated"}
+        assert text in str(model.tp_report), str(model.tp_report)

@@ -35,9 +35,11 @@ from torch_tp.runtime import (
     init_tensor_parallel,
     synchronize_across_ranks,
 )
+from torch_tp.wrapper import DistributedModelWrapper
 
 __all__ = [
     "ColumnParallelLinear",
+    "DistributedModelWrapper",
     "MergedColumnParallelLinear",
     "NoProcessGroupError",
     "Placement",

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from torch_tp.checks import divisibility
 from torch_tp.column import ColumnParallelLinear
 from torch_tp.fused import MergedColumnParallelLinear
-from torch_tp.group import Group, GroupLike, find_group
+from torch_tp.group import Group, GroupLike, find_group, find_or_detach
 from torch_tp.report import Entry, Report
 from torch_tp.row import RowParallelLinear
 
@@ -31,6 +32,8 @@ def parallelize(
     group: GroupLike | None = None,
     plan: Mapping[str, str] | None = None,
     *,
+    rank: int | None = None,
+    world_size: int | None = None,
     example: Any = None,
 ) -> nn.Module:
     """Cut the linears of a model over the ranks of a group, in place, and tell what became of each.
@@ -46,10 +49,13 @@ def parallelize(
 
     Args:
         module: any module; its `nn.Linear` are replaced, and their hooks, dtype, device, requires_grad and training
-            mode kept. Modules and parameters that it holds twice stay shared.
+            mode kept. Modules and parameters that it holds twice stay shared. An attribute that holds a whole size,
+            such as a number of heads, is divided by P where the proof needs it; the report names it.
         group: a ProcessGroup or one-dimensional DeviceMesh. None: the group of `init_tensor_parallel`, else the world.
         plan: path of a linear, or a pattern as of `fnmatch`, to "column", "row" or "replicated". Whatever it does not
             name is replicated. It is taken at its word.
+        rank, world_size: where there is a group, which rank of how many this is, to be checked. Without one, the parts
+            of this rank are made all the same; a forward that must communicate raises NoProcessGroupError.
         example: the arguments of one forward without a plan: a tensor, a tuple of positional or a dict of keyword
             arguments, of whose tensors shape and dtype alone count. None: the model's own `dummy_inputs`, if it has
             any, else tensors that fit its first layer.
@@ -66,14 +72,32 @@ def parallelize(
         raise TypeError(f"{_OWNER}: the module is a {type(module).__name__}; it must be a torch.nn.Module")
     if any(hasattr(each, "tp_report") for each in module.modules()):
         raise ValueError(f"{_OWNER}: this module, or a part of it, is parallel already; wrap a fresh one")
-    where = find_group(_OWNER, group)
+    where = _group(group, rank, world_size)
     linears = {path: each for path, each in module.named_modules() if isinstance(each, nn.Linear)}
-    styles, reasons = _planned(module, linears, plan, where) if plan is not None else _derived(module, where, example)
+    if plan is None:
+        styles, reasons, sizes = _derived(module, where, example)
+    else:
+        styles, reasons, sizes = *_planned(module, linears, plan, where), {}
     made = {path: _cut(linears[path], style, where) for path, style in styles.items()}
     report = _report(module, where, linears, styles, made, reasons)
     _put_in(module, {id(linears[path]): layer for path, layer in made.items()})
+    for (path, name), size in sizes.items():
+        setattr(module.get_submodule(path), name, size)
     module.tp_report = report  # type: ignore[assignment]
     return module
+
+
+def _group(group: GroupLike | None, rank: int | None, world_size: int | None) -> Group:
+    """The group that is meant, which is there already or is none."""
+    if (rank is None and world_size is None) or (group is None and not dist.is_initialized()):
+        return find_or_detach(_OWNER, group, rank, world_size)
+    found = find_group(_OWNER, group)
+    if (rank, world_size) != (found.rank, found.size):
+        raise ValueError(
+            f"{_OWNER}: rank = {rank}, world_size = {world_size}; in the group this is rank {found.rank} of"
+            f" {found.size}"
+        )
+    return found
 
 
 def _planned(
@@ -106,8 +130,10 @@ def _planned(
     return styles, {path: "the plan does not cut it" for path in linears if path not in styles}
 
 
-def _derived(module: nn.Module, group: Group, example: Any) -> tuple[dict[str, Sequence[Any]], dict[str, str]]:
-    """The style of each linear that is proven to be fit for one, and the reasons of the others."""
+def _derived(
+    module: nn.Module, group: Group, example: Any
+) -> tuple[dict[str, Sequence[Any]], dict[str, str], dict[tuple[str, str], int]]:
+    """The style of each linear that is proven to be fit for one, the reasons of the others, and sizes to change."""
     from torch_tp.planning import derive  # its machinery takes a while to import, and layers alone do without
 
     failures = []
@@ -123,6 +149,7 @@ def _derived(module: nn.Module, group: Group, example: Any) -> tuple[dict[str, S
             f" plan ({'; '.join(failures) or 'nothing is known of its inputs'})"
         )
     styles: dict[str, Sequence[Any]] = {}
+    sizes: dict[tuple[str, str], int] = {}
     reasons = {label.removesuffix(".weight"): why for label, why in derived.replicated.items()}
     for chain in derived.chains:
         paths = [label.removesuffix(".weight") for label in (*chain.columns, *chain.rows)]
@@ -133,7 +160,10 @@ def _derived(module: nn.Module, group: Group, example: Any) -> tuple[dict[str, S
         for label, parts in chain.columns.items():
             styles[label.removesuffix(".weight")] = ("merged column", parts) if len(parts) > 1 else ("column",)
         styles |= {label.removesuffix(".weight"): ("row",) for label in chain.rows}
-    return styles, reasons
+        for (holder, name), size in chain.sizes.items():
+            reasons |= dict.fromkeys(paths, f"{holder}.{name} is {size} on a rank")
+            sizes[holder, name] = size
+    return styles, reasons, sizes
 
 
 def _irreplaceable(module: nn.Module, path: str) -> str:
@@ -174,13 +204,14 @@ def _examples(module: nn.Module, example: Any) -> Iterator[tuple[Sequence[Any], 
 def _cut(linear: nn.Linear, style: Sequence[Any], group: Group) -> nn.Module:
     """This rank's layer in place of a linear, with its hooks."""
     made: nn.Module
-    handle = group.process_group
+    detached = {"rank": group.rank, "world_size": group.size}
+    where: dict[str, Any] = {"group": group.process_group} if group.attached else detached
     if style[0] == "row":
-        made = RowParallelLinear.from_linear(linear, group=handle)
+        made = RowParallelLinear.from_linear(linear, **where)
     elif style[0] == "column":
-        made = ColumnParallelLinear.from_linear(linear, group=handle)
+        made = ColumnParallelLinear.from_linear(linear, **where)
     else:
-        made = MergedColumnParallelLinear.from_linear(linear, style[1], group=handle)
+        made = MergedColumnParallelLinear.from_linear(linear, style[1], **where)
     for name, value in vars(linear).items():
         if name.endswith("_hooks") or "_hooks_" in name:
             getattr(made, name).update(value)
@@ -208,7 +239,7 @@ def _report(
     for path, linear in linears.items():
         style = styles[path][0] if path in styles else "replicated"
         own = names[id(linear.weight)].removesuffix(".weight") if id(linear.weight) in names else path
-        reason = "" if path in styles else reasons.get(path) or reasons.get(own, "it was not called")
+        reason = reasons.get(path, "") if path in styles else reasons.get(path) or reasons.get(own, "it was not called")
         before = _bytes(linear)
         after = _bytes(made[path]) if path in made else before
         shape = (linear.out_features, linear.in_features)

@@ -16,7 +16,7 @@ class Entry:
         shape: `[out_features, in_features]` of the whole weight.
         bytes_before, bytes_after: of its weight and bias, on this rank.
         forward, backward: the collectives of one pass, where every gradient is wanted.
-        reason: why it is replicated.
+        reason: why it is replicated, or what else was changed for it.
     """
 
     name: str

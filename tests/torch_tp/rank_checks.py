@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 import torch_tp
 from torch_tp import (
     ColumnParallelLinear,
+    DistributedModelWrapper,
     MergedColumnParallelLinear,
     NoProcessGroupError,
     QKVParallelLinear,
@@ -575,3 +576,38 @@ def check_tied_and_derived_linears_stay_whole(rank: int) -> None:
         torch_tp.parallelize(model)
         assert {entry.style for entry in model.tp_report.entries} == {"replicated"}
         assert text in str(model.tp_report), str(model.tp_report)
+
+
+def check_a_wrapper_stands_for_its_model(rank: int) -> None:
+    whole = Block().double()
+    wrapped = DistributedModelWrapper(copy.deepcopy(whole), rank=rank, world_size=P)
+    x = integers(2, 3, 8).double()
+    same(whole(x).detach(), wrapped(x).detach())
+    assert (wrapped.heads, wrapped.tp_report.world_size) == (4, P)
+    assert list(wrapped.state_dict()) == list(whole.state_dict()) == [name for name, _ in wrapped.named_parameters()]
+    state = {name: value.clone() for name, value in wrapped.state_dict().items()}
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            parameter.zero_()
+    outer = nn.ModuleDict({"model": wrapped})
+    outer.load_state_dict({f"model.{name}": value for name, value in state.items()})
+    same(whole(x).detach(), wrapped(x).detach())
+    assert list(outer.state_dict()) == [f"model.{name}" for name in state]
+    wrong = {"rank": 1 - rank, "world_size": P}
+    refusal(ValueError, f"this is rank {rank} of 2", lambda: DistributedModelWrapper(Block(), **wrong))
+
+
+def check_a_number_of_heads_that_is_an_attribute_becomes_that_of_the_rank(rank: int) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.first, self.last = 4, dense(8, 8), dense(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.last(self.first(x).view(*x.shape[:-1], self.heads, 2).relu().flatten(2))
+
+    whole, x = nn.Sequential(Heads(), Heads()), integers(2, 3, 8)
+    model = torch_tp.parallelize(copy.deepcopy(whole))
+    assert [each.heads for each in model] == [4 // P, 4 // P]
+    assert "1.heads is 2 on a rank" in str(model.tp_report)
+    same(whole(x).detach(), model(x).detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+import torch_tp
 from torch_tp.planning import Derived, derive
 from torch_tp.planning.cuts import Unprovable, through_view
 
@@ -67,6 +69,7 @@ PROVEN: list[tuple[str, Model, list[tuple[str, str]]]] = [
     ("a mean over the sequence", Model(lambda m, x: m.b(m.a(x).mean(1))), [("a", "b")]),
     ("a softmax over the sequence", Model(lambda m, x: m.b(m.a(x).softmax(1))), [("a", "b")]),
     ("joined along the sequence", Model(lambda m, x: m.b(torch.cat([m.a(x), m.a(x)], 1))), [("a", "b")]),
+    ("stacked", Model(lambda m, x: m.b(torch.stack([m.a(x), -m.a(x)], 1).sum(1))), [("a", "b")]),
     ("flattened and back", Model(lambda m, x: m.b(m.a(x).flatten(0, 1).unflatten(0, (2, 3)))), [("a", "b")]),
 ]
 
@@ -87,6 +90,7 @@ WHOLE: list[tuple[str, Model, str, str]] = [
     ("entry", Model(lambda m, x: m.b(x * m.a(x)[..., :1])), "a", "a slice is taken along its cut"),
     ("joined", Model(lambda m, x: m.b(torch.cat([m.a(x), m.a(x)], -1)), b=(16, 8)), "a", "along its cut"),
     ("joined with", Model(lambda m, x: m.b(torch.cat([m.a(x), x], 1))), "a", "it is joined with what is not cut"),
+    ("stacked with", Model(lambda m, x: m.b(torch.stack([m.a(x), x], 1))), "a", "it is stacked with what is not cut"),
     ("transposed", Model(lambda m, x: m.b(m.a(x).view(2, 3, 4, 2).mT.flatten(2))), "a", "its blocks are not those"),
     (
         "mixed",
@@ -135,6 +139,18 @@ def test_of_two_chains_that_share_a_linear_the_larger_is_cut() -> None:
     assert told(derive(model, 2, (X,))) == [("b", "c")]
 
 
+def test_a_whole_size_that_is_an_attribute_is_divided() -> None:
+    def whole(m: Any, x: Tensor) -> Tensor:
+        return m.b(F.relu(m.a(x)).view(*x.shape[:-1], m.heads, m.width).flatten(2))
+
+    model = Model(whole)
+    model.heads, model.width, model.other = 4, 2, 8
+    (chain,) = derive(model, 2, (X,)).chains
+
+    assert chain.sizes == {("", "heads"): 2}
+    assert (model.heads, model.width, model.other) == (4, 2, 8)
+
+
 def test_control_flow_that_depends_on_data_is_not_followed() -> None:
     with pytest.raises(DataDependentOutputException):
         derive(Model(lambda m, x: m.b(m.a(x)) if x.sum() > 0 else x), 2, (torch.ones(2, 3, 8),))
@@ -176,3 +192,22 @@ def test_a_view_of_a_slice_is_the_slice_of_the_view(before: list[int], after: li
         mine = whole.chunk(P, dim)[rank].reshape(local)
         blocks = whole.view(after).unflatten(place, (labels["a"], P, -1))
         assert torch.equal(mine, blocks.select(place + 1, rank).flatten(place, place + 1))
+
+
+def test_without_a_process_group_the_parts_of_a_rank_are_made_all_the_same() -> None:
+    model = torch_tp.parallelize(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)), rank=1, world_size=2)
+
+    assert [tuple(p.shape) for p in model.parameters()] == [(3, 8), (3,), (8, 3), (8,)]
+    with pytest.raises(torch_tp.NoProcessGroupError, match="reduce_output=True needs an all-reduce"):
+        model(torch.ones(2, 8))
+
+
+def test_a_report_can_be_read() -> None:
+    model = torch_tp.parallelize(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)), rank=1, world_size=2)
+    told = str(model.tp_report).splitlines()
+
+    assert told[0] == (
+        "2 of 2 linears are cut over P = 2 ranks; a rank holds 236 B of 440 B (100.0 % of all parameters lie in slices)"
+    )
+    assert re.sub(" +", " ", told[1]) == "0 column [6, 8] 216 B -> 108 B backward: all-reduce of the input's gradient"
+    assert re.sub(" +", " ", told[2]) == "2 row [8, 6] 224 B -> 128 B forward: all-reduce of the output"

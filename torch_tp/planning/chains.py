@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import combinations, takewhile
 from typing import Any
 
 from torch import nn
@@ -19,10 +21,12 @@ class Chain:
     Attributes:
         columns: weight's name -> the sizes of the parts of its output, each of which is cut by itself.
         rows: names of the weights.
+        sizes: attributes that hold a whole size, as (path of the module, name) -> what a rank's must be.
     """
 
     columns: Mapping[str, tuple[int, ...]]
     rows: Sequence[str]
+    sizes: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,9 @@ def derive(module: nn.Module, P: int, args: Sequence[Any] = (), kwargs: Mapping[
     """What can be cut into P slices, proven in two runs without data.
 
     The first follows every cut through the model, with whole shapes. The second has each cut weight in the shape of one
-    rank's slice, and must make the same operations, with every cut dimension divided by P: code that has a whole size
-    written into it does not.
+    rank's slice, and must make the same operations, with every cut dimension divided by P. Code that has a whole size
+    written into it does not; where the size is an attribute of the module that holds the chain, such as a number of
+    heads, the run is tried with that attribute divided by P.
 
     Args:
         args, kwargs: of one forward; of tensors only shape and dtype count.
@@ -97,9 +102,83 @@ def _confirmed(
     module: nn.Module, trace: Trace, chains: Sequence[Chain], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[Chain, str]]:
     """Each chain with the reason why local shapes do not do, or an empty string; one by one only where all do not."""
-    everything = _mismatch(module, trace, chains, args, kwargs)
+
+    def reason(*given: Chain) -> str:
+        return _mismatch(module, trace, given, args, kwargs)
+
+    if not reason(*chains):
+        yield from ((chain, "") for chain in chains)
+        return
+    # What does for one chain of some shapes is tried on all of them at once: a model has many that are alike.
+    for first in {_shapes(trace, chain): chain for chain in chains}.values():
+        if reason(first) and (fitting := _fitting(module, trace, first, reason)):
+            chains = [_alike(module, trace, chain, fitting) if not chain.sizes else chain for chain in chains]
+    if not reason(*chains):
+        yield from ((chain, "") for chain in chains)
+        return
+    kept: list[Chain] = []
     for chain in chains:
-        yield chain, _mismatch(module, trace, [chain], args, kwargs) if everything and len(chains) > 1 else everything
+        why = reason(*kept, chain)
+        kept += [] if why else [chain]
+        yield chain, why
+
+
+def _shapes(trace: Trace, chain: Chain) -> tuple[object, ...]:
+    return tuple(trace.shapes[label] for label in (*chain.columns, *chain.rows)), tuple(chain.columns.values())
+
+
+def _fitting(module: nn.Module, trace: Trace, chain: Chain, reason: Callable[..., str]) -> dict[str, int]:
+    """Attributes of the chain's holder that make it do, by name, with the value of one rank."""
+    for sizes in _sizes(module, trace, chain):
+        if not reason(replace(chain, sizes=sizes)):
+            return {name: size for (_, name), size in sizes.items()}
+    return {}
+
+
+def _alike(module: nn.Module, trace: Trace, chain: Chain, fitting: Mapping[str, int]) -> Chain:
+    """A chain with the same attributes changed, where its holder has them with the same values."""
+    owner = _holder(chain)
+    held = vars(module.get_submodule(owner))
+    if any(held.get(name) != size * trace.P for name, size in fitting.items()):
+        return chain
+    return replace(chain, sizes={(owner, name): size for name, size in fitting.items()})
+
+
+def _holder(chain: Chain) -> str:
+    """The path of the module that holds all linears of a chain."""
+    paths = [label.split(".")[:-2] for label in (*chain.columns, *chain.rows)]
+    return ".".join(same[0] for same in takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False)))
+
+
+def _sizes(module: nn.Module, trace: Trace, chain: Chain) -> Iterator[dict[tuple[str, str], int]]:
+    """Attributes to try with other values, few before many: those with the size of something that is cut."""
+    owner = _holder(chain)
+    cut = {
+        size
+        for step in trace.steps
+        for shape, cuts in zip(step.shapes, step.cuts, strict=True)
+        for dim, size in enumerate(shape)
+        if cuts.get(dim, {}).keys() & chain.columns.keys()
+    }
+    held = vars(module.get_submodule(owner))
+    whole = [name for name, value in held.items() if type(value) is int and value in cut and value % trace.P == 0]
+    for count in (1, 2, 3):
+        for names in combinations(whole, count):
+            yield {(owner, name): held[name] // trace.P for name in names}
+
+
+@contextmanager
+def resized(module: nn.Module, chains: Sequence[Chain]) -> Iterator[None]:
+    """While it lasts, the attributes of the chains have the sizes of one rank."""
+    wanted = {place: size for chain in chains for place, size in chain.sizes.items()}
+    was = {(path, name): vars(module.get_submodule(path))[name] for path, name in wanted}
+    try:
+        for (path, name), size in wanted.items():
+            setattr(module.get_submodule(path), name, size)
+        yield
+    finally:
+        for (path, name), size in was.items():
+            setattr(module.get_submodule(path), name, size)
 
 
 def _mismatch(
@@ -108,7 +187,8 @@ def _mismatch(
     """Where the run with local shapes parts from the whole one, or an empty string."""
     columns = {label for chain in chains for label in chain.columns}
     try:
-        local = _computed(trace_of(module, 1, args, kwargs, local_shapes(module, trace.P, chains)))
+        with resized(module, chains):
+            local = _computed(trace_of(module, 1, args, kwargs, local_shapes(module, trace.P, chains)))
     except Exception as error:
         return (
             f"with the shapes of one rank the model raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -186,6 +186,20 @@ def _cat(call: Call) -> Sequence[Cuts]:
     ]
 
 
+@_of(aten.stack)
+def _stack(call: Call) -> Sequence[Cuts]:
+    parts, dims = call.args[0], call.results[0].dim()
+    new = int(call.argument(1, "dim", 0)) % dims
+    return [
+        {
+            dim + (dim >= new): _united(
+                call, [call.cuts_of(part).get(dim, {}) for part in parts], "it is stacked with what is not cut"
+            )
+            for dim in range(dims - 1)
+        }
+    ]
+
+
 @_of(aten._softmax, aten._log_softmax, aten._safe_softmax)
 def _softmax(call: Call) -> Sequence[Cuts]:
     if call.dim() in call.first:

@@ -83,7 +83,7 @@ def parallelize(
     _put_in(module, {id(linears[path]): layer for path, layer in made.items()})
     for (path, name), size in sizes.items():
         setattr(module.get_submodule(path), name, size)
-    module.tp_report = report  # type: ignore[assignment]
+    vars(module)["tp_report"] = report  # what a module declares no attribute for, its stubs take for a tensor
     return module
 
 

@@ -21,6 +21,7 @@ class Mutant:
         clauses: that a report must name, one for each bug in it.
         also: further clauses that may name it, in cases which cannot show `clauses`.
         looks: for each clause the beginning of its diagnosis, "<subject>: <sentence>"; empty where no sentence fits.
+        also_looks: further diagnoses that are right, of a mutant that the machine's load makes behave otherwise.
         rows, in_features, out_features: of the smallest case, at most.
     """
 
@@ -30,6 +31,7 @@ class Mutant:
     clauses: tuple[str, ...]
     also: tuple[str, ...] = ()
     looks: tuple[str, ...] = ()
+    also_looks: tuple[str, ...] = ()
     id: str = ""
     thread: str = ""
     rows: int = 1
@@ -74,7 +76,7 @@ def _mutant(family: str, table: dict[str, Any]) -> Mutant:
     table = dict(table)
     clause, looks = table.pop("clause", None), table.pop("looks", ())
     clauses = tuple(table.pop("clauses", ())) or (clause,)
-    lists = {name: tuple(table.pop(name, ())) for name in ("items", "also")}
+    lists = {name: tuple(table.pop(name, ())) for name in ("items", "also", "also_looks")}
     return Mutant(family, clauses=clauses, looks=(looks,) if isinstance(looks, str) else tuple(looks), **lists, **table)
 
 

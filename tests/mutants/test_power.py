@@ -57,12 +57,13 @@ def _check_size(mutant: Mutant, case: Case) -> None:
 
 def _verdict(mutant: Mutant, bug: int, said: tuple[str, ...]) -> str:
     """Whether what was said of a bug is right, wrong or nothing."""
-    expected = mutant.looks[bug] if bug < len(mutant.looks) else ""
-    subject, _, sentence = expected.partition(": ")
-    beginning = f"{subject}: consistent with {sentence}"
     if not said:
         return "none"
-    return "right" if expected and any(line.startswith(beginning) for line in said) else "wrong"
+    for expected in (*mutant.looks[bug : bug + 1], *mutant.also_looks):
+        subject, _, sentence = expected.partition(": ")
+        if sentence and any(line.startswith(f"{subject}: consistent with {sentence}") for line in said):
+            return "right"
+    return "wrong"
 
 
 def _row(mutant: Mutant, result: Result, naive: bool) -> dict[str, object]:

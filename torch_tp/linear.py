@@ -186,11 +186,7 @@ class ShardedLinear(nn.Module):
         return tuple(held if dim == placement.dim else n for dim, n in enumerate(shape))
 
     def _own_shard(self, whole: Tensor, placement: Placement) -> Tensor:
-        if not isinstance(placement, Shard):
-            return whole
-        ranges = placement.ranges(whole.shape[placement.dim], self._group.size, self.rank)
-        parts = [whole.narrow(placement.dim, held.start, len(held)) for held in ranges]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, placement.dim)
+        return own_slice(whole, placement, self._group.size, self.rank)
 
     def _resolved(self) -> Group:
         group = self._group
@@ -233,6 +229,15 @@ class ShardedLinear(nn.Module):
         if self.bias is not None and not isinstance(self.bias_placement, Shard):
             facts["checksum of the replicated bias"] = debug.fingerprint(self.bias)
         debug.check(f"{self._name()} forward", group, x, facts)
+
+
+def own_slice(whole: Tensor, placement: Placement, world_size: int, rank: int) -> Tensor:
+    """What one rank holds of a whole tensor; a view where that is possible."""
+    if not isinstance(placement, Shard):
+        return whole
+    ranges = placement.ranges(whole.shape[placement.dim], world_size, rank)
+    parts = [whole.narrow(placement.dim, held.start, len(held)) for held in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, placement.dim)
 
 
 def from_dense(

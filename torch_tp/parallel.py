@@ -1,4 +1,4 @@
-"""An unmodified model, with the linears that may be cut in slices over the ranks."""
+"""An unmodified model, with the parameters that may be cut in slices over the ranks."""
 
 from __future__ import annotations
 
@@ -11,49 +11,59 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torch_tp.checks import divisibility
-from torch_tp.column import ColumnParallelLinear
-from torch_tp.fused import MergedColumnParallelLinear
 from torch_tp.group import Group, GroupLike, find_group, find_or_detach
-from torch_tp.report import Entry, Report
-from torch_tp.row import RowParallelLinear
+from torch_tp.report import Report, report_of
+from torch_tp.wrapping import Changes, changes_of, layer_for
 
 _OWNER = "torch_tp.parallelize"
-_STYLES = ("column", "row", "replicated")
-_COLLECTIVES = {
-    "column": ("", "all-reduce of the input's gradient"),
-    "merged column": ("", "all-reduce of the input's gradient"),
-    "row": ("all-reduce of the output", ""),
+# What a plan may say -> the layer, and what P must divide. The second names are those of DTensor and transformers.
+_STYLES: Mapping[str, tuple[str, str]] = {
+    "column": ("column", "out_features"),
+    "colwise": ("column", "out_features"),
+    "row": ("row", "in_features"),
+    "rowwise": ("row", "in_features"),
+    "colwise_gather_output": ("column with a whole output", "out_features"),
+    "rowwise_split_input": ("row of a whole input", "in_features"),
+    "merged": ("merged column", ""),
+    "qkv": ("qkv", ""),
     "replicated": ("", ""),
+    "replicate": ("", ""),
 }
+_FUSED = {"merged": "output_sizes", "qkv": "head_size, total_num_heads and total_num_kv_heads"}
+Style = str | tuple[Any, ...]
 
 
 def parallelize(
     module: nn.Module,
     group: GroupLike | None = None,
-    plan: Mapping[str, str] | None = None,
+    plan: Mapping[str, Style] | None = None,
     *,
     rank: int | None = None,
     world_size: int | None = None,
     example: Any = None,
 ) -> nn.Module:
-    """Cut the linears of a model over the ranks of a group, in place, and tell what became of each.
+    """Cut the parameters of a model over the ranks of a group, in place, and tell what became of each.
 
     To be called on every rank, with models that hold the same values; call it before an optimizer takes the parameters.
     Forward, inputs and outputs stay what they were: inputs and outputs are replicated. `module.tp_report` is the
-    `Report`; print it.
+    `Report`; print it. Gradients and norms: `torch_tp.clip_grad_norm_`.
 
-    Without a plan the linears are chosen by what the model computes, never by names (`torch_tp.planning`): those whose
-    output features every further operation leaves in slices until another linear takes them up. What cannot be proven
-    stays replicated, and the report says why. For this the model runs twice, in evaluation mode, on tensors without
+    Without a plan the parameters are chosen by what the model computes, never by names (`torch_tp.planning`): those
+    whose cut every further operation leaves in slices until a product sums over it. What cannot be proven stays
+    replicated, and the report says why. For this the model runs a few times, in evaluation mode, on tensors without
     data; its hooks run too.
 
     Args:
-        module: any module; its `nn.Linear` are replaced, and their hooks, dtype, device, requires_grad and training
-            mode kept. Modules and parameters that it holds twice stay shared. An attribute that holds a whole size,
-            such as a number of heads, is divided by P where the proof needs it; the report names it.
+        module: any module. Its `nn.Linear` that are cut are replaced by layers, and their hooks, dtype, device,
+            requires_grad and training mode kept. Other modules, such as GPT-2's Conv1D or the experts of a mixture,
+            keep their code and get slices of their parameters. Modules and parameters that it holds twice stay shared.
+            An attribute that holds a whole size, such as a number of heads, gets that of a rank where the proof needs
+            it; the report names it.
         group: a ProcessGroup or one-dimensional DeviceMesh. None: the group of `init_tensor_parallel`, else the world.
-        plan: path of a linear, or a pattern as of `fnmatch`, to "column", "row" or "replicated". Whatever it does not
-            name is replicated. It is taken at its word.
+        plan: path of an `nn.Linear`, or a pattern as of `fnmatch`, to a style: "column" (or "colwise"), "row"
+            ("rowwise"), "replicated" ("replicate"), "colwise_gather_output" (its output is whole),
+            "rowwise_split_input" (its input is), ("merged", output_sizes) and ("qkv", head_size, total_num_heads,
+            total_num_kv_heads) for fused projections. Whatever it does not name is replicated. It is taken at its word.
         rank, world_size: where there is a group, which rank of how many this is, to be checked. Without one, the parts
             of this rank are made all the same; a forward that must communicate raises NoProcessGroupError.
         example: the arguments of one forward without a plan: a tensor, a tuple of positional or a dict of keyword
@@ -61,30 +71,41 @@ def parallelize(
             any, else tensors that fit its first layer.
 
     Raises:
-        ValueError: the module was parallelised already; a pattern matches no linear; two patterns disagree about one; a
-            style that there is not; sizes that P does not divide; no example fits.
-        TypeError: `module` is no module.
+        ValueError: the module was parallelised already, or its parameters lie on several devices; a pattern matches no
+            linear; two patterns disagree about one; a style that there is not; sizes that P does not divide; no example
+            fits.
+        TypeError: `module` is no module, a plan no mapping.
         NoProcessGroupError: `group` is None and nothing is initialized.
 
     Whatever is raised, the module is as it was.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{_OWNER}: the module is a {type(module).__name__}; it must be a torch.nn.Module")
-    if any(hasattr(each, "tp_report") for each in module.modules()):
-        raise ValueError(f"{_OWNER}: this module, or a part of it, is parallel already; wrap a fresh one")
+    _check(module, plan)
     where = _group(group, rank, world_size)
-    linears = {path: each for path, each in module.named_modules() if isinstance(each, nn.Linear)}
     if plan is None:
-        styles, reasons, sizes = _derived(module, where, example)
+        changes, report = _derived(module, where, example)
     else:
-        styles, reasons, sizes = *_planned(module, linears, plan, where), {}
-    made = {path: _cut(linears[path], style, where) for path, style in styles.items()}
-    report = _report(module, where, linears, styles, made, reasons)
-    _put_in(module, {id(linears[path]): layer for path, layer in made.items()})
-    for (path, name), size in sizes.items():
-        setattr(module.get_submodule(path), name, size)
+        changes, report = _planned(module, plan, where)
+    changes.apply(module)
     vars(module)["tp_report"] = report  # what a module declares no attribute for, its stubs take for a tensor
     return module
+
+
+def _check(module: Any, plan: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{_OWNER}: the module is a {type(module).__name__}; it must be a torch.nn.Module")
+    if plan is not None and not isinstance(plan, Mapping):
+        raise TypeError(
+            f"{_OWNER}: plan is a {type(plan).__name__}; it must be a mapping of patterns to styles, or None"
+        )
+    wrapped = next((path or "the module" for path, each in module.named_modules() if hasattr(each, "tp_report")), "")
+    if wrapped:
+        raise ValueError(f"{_OWNER}: {wrapped} is parallel already; wrap a fresh one")
+    devices: dict[torch.device, str] = {}
+    for name, parameter in module.named_parameters():
+        devices.setdefault(parameter.device, name)
+    if len(devices) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise ValueError(f"{_OWNER}: the parameters lie on several devices ({places}); move the module to one first")
 
 
 def _group(group: GroupLike | None, rank: int | None, world_size: int | None) -> Group:
@@ -100,14 +121,12 @@ def _group(group: GroupLike | None, rank: int | None, world_size: int | None) ->
     return found
 
 
-def _planned(
-    module: nn.Module, linears: Mapping[str, nn.Linear], plan: Mapping[str, str], group: Group
-) -> tuple[dict[str, Sequence[Any]], dict[str, str]]:
-    """The style of each linear that a plan cuts."""
-    chosen: dict[str, tuple[str, str]] = {}
+def _planned(module: nn.Module, plan: Mapping[str, Style], group: Group) -> tuple[Changes, Report]:
+    """What a plan asks for."""
+    linears = {path: each for path, each in module.named_modules() if isinstance(each, nn.Linear)}
+    chosen: dict[str, tuple[str, Style]] = {}
     for pattern, style in plan.items():
-        if style not in _STYLES:
-            raise ValueError(f"{_OWNER}: plan[{pattern!r}] = {style!r}; it must be one of {', '.join(_STYLES)}")
+        _check_style(pattern, style)
         matched = [path for path in linears if fnmatch.fnmatchcase(path, pattern)]
         if not matched:
             raise ValueError(f"{_OWNER}: the pattern {pattern!r} of the plan matches no nn.Linear of the module")
@@ -118,22 +137,49 @@ def _planned(
                     f"{_OWNER}: the patterns {other!r} and {pattern!r} of the plan disagree about {path}: {before} and"
                     f" {style}"
                 )
-    styles: dict[str, Sequence[Any]] = {}
+    changes, styles = Changes(), dict[str, str]()
     for path, (_, style) in chosen.items():
-        if style == "replicated":
+        name, *further = (style,) if isinstance(style, str) else style
+        layer, divided = _STYLES[name]
+        if not layer:
             continue
-        name = {"column": "out_features", "row": "in_features"}[style]
-        reason = _irreplaceable(module, path) or divisibility(name, getattr(linears[path], name), group.size)
+        reason = _irreplaceable(module, path)
+        if divided:
+            reason = reason or divisibility(divided, getattr(linears[path], divided), group.size)
         if reason:
             raise ValueError(f"{_OWNER}: {path} as {style}: {reason}")
-        styles[path] = (style,)
-    return styles, {path: "the plan does not cut it" for path in linears if path not in styles}
+        try:
+            changes.layers[path] = layer_for(linears[path], (layer, *further), group)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{_OWNER}: {path} as {style}: {error}") from None
+        styles[path] = layer
+    return changes, report_of(module, group.size, changes, styles, None, "the plan does not cut it")
 
 
-def _derived(
-    module: nn.Module, group: Group, example: Any
-) -> tuple[dict[str, Sequence[Any]], dict[str, str], dict[tuple[str, str], int]]:
-    """The style of each linear that is proven to be fit for one, the reasons of the others, and sizes to change."""
+def _check_style(pattern: str, style: Any) -> None:
+    name, *further = style if isinstance(style, tuple) and style else (style,)
+    if name not in _STYLES:
+        known = ", ".join(_STYLES)
+        raise ValueError(f"{_OWNER}: plan[{pattern!r}] = {style!r}; it must be one of {known}")
+    if (name in _FUSED) != bool(further):
+        needs = f"takes {_FUSED[name]} behind it, in a tuple" if name in _FUSED else "stands alone"
+        raise ValueError(f"{_OWNER}: plan[{pattern!r}] = {style!r}; {name!r} {needs}")
+
+
+def _irreplaceable(module: nn.Module, path: str) -> str:
+    """Why the linear at a path cannot be replaced by a parallel layer, or an empty string."""
+    found = module.get_submodule(path)
+    if type(found) is not nn.Linear:
+        return f"it is a {type(found).__name__}, not an nn.Linear itself"
+    own = {id(parameter) for parameter in found.parameters(recurse=False)}
+    for name, each in module.named_modules():
+        if each is not found and own & {id(parameter) for parameter in each.parameters(recurse=False)}:
+            return f"it shares a parameter with {name}"
+    return ""
+
+
+def _derived(module: nn.Module, group: Group, example: Any) -> tuple[Changes, Report]:
+    """What is proven to be fit for being cut."""
     from torch_tp.planning import derive  # its machinery takes a while to import, and layers alone do without
 
     failures = []
@@ -148,36 +194,8 @@ def _derived(
             f"{_OWNER}: the module cannot be followed without data; give example=, the arguments of one forward, or a"
             f" plan ({'; '.join(failures) or 'nothing is known of its inputs'})"
         )
-    styles: dict[str, Sequence[Any]] = {}
-    sizes: dict[tuple[str, str], int] = {}
-    reasons = {label.removesuffix(".weight"): why for label, why in derived.replicated.items()}
-    for chain in derived.chains:
-        paths = [label.removesuffix(".weight") for label in (*chain.columns, *chain.rows)]
-        why = next((f"{path}: {reason}" for path in paths if (reason := _irreplaceable(module, path))), "")
-        if why:
-            reasons |= dict.fromkeys(paths, why)
-            continue
-        for label, parts in chain.columns.items():
-            styles[label.removesuffix(".weight")] = ("merged column", parts) if len(parts) > 1 else ("column",)
-        styles |= {label.removesuffix(".weight"): ("row",) for label in chain.rows}
-        for (holder, name), size in chain.sizes.items():
-            reasons |= dict.fromkeys(paths, f"{holder}.{name} is {size} on a rank")
-            sizes[holder, name] = size
-    return styles, reasons, sizes
-
-
-def _irreplaceable(module: nn.Module, path: str) -> str:
-    """Why the module at a path cannot be replaced by a parallel layer, or an empty string."""
-    found = dict(module.named_modules()).get(path)
-    if found is None:
-        return "no module of its own holds its weight"
-    if type(found) is not nn.Linear:
-        return f"it is a {type(found).__name__}, not an nn.Linear itself"
-    own = {id(parameter) for parameter in found.parameters(recurse=False)}
-    for name, each in module.named_modules():
-        if each is not found and own & {id(parameter) for parameter in each.parameters(recurse=False)}:
-            return f"it shares a parameter with {name}"
-    return ""
+    changes = changes_of(module, derived.chains, derived.layers, group)
+    return changes, report_of(module, group.size, changes, {}, derived, "it was not called")
 
 
 def _examples(module: nn.Module, example: Any) -> Iterator[tuple[Sequence[Any], Mapping[str, Any]]]:
@@ -199,55 +217,3 @@ def _examples(module: nn.Module, example: Any) -> Iterator[tuple[Sequence[Any], 
             yield (like.new_empty(2, 8, each.in_features),), {}
             yield (like.new_empty(2, each.in_features),), {}
             return
-
-
-def _cut(linear: nn.Linear, style: Sequence[Any], group: Group) -> nn.Module:
-    """This rank's layer in place of a linear, with its hooks."""
-    made: nn.Module
-    detached = {"rank": group.rank, "world_size": group.size}
-    where: dict[str, Any] = {"group": group.process_group} if group.attached else detached
-    if style[0] == "row":
-        made = RowParallelLinear.from_linear(linear, **where)
-    elif style[0] == "column":
-        made = ColumnParallelLinear.from_linear(linear, **where)
-    else:
-        made = MergedColumnParallelLinear.from_linear(linear, style[1], **where)
-    for name, value in vars(linear).items():
-        if name.endswith("_hooks") or "_hooks_" in name:
-            getattr(made, name).update(value)
-    return made
-
-
-def _put_in(module: nn.Module, made: Mapping[int, nn.Module]) -> None:
-    """Replace modules wherever they are held."""
-    for each in list(module.modules()):
-        for name, child in each._modules.items():
-            if id(child) in made:
-                each._modules[name] = made[id(child)]
-
-
-def _report(
-    module: nn.Module,
-    group: Group,
-    linears: Mapping[str, nn.Linear],
-    styles: Mapping[str, Sequence[Any]],
-    made: Mapping[str, nn.Module],
-    reasons: Mapping[str, str],
-) -> Report:
-    entries, counted = [], set()
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    for path, linear in linears.items():
-        style = styles[path][0] if path in styles else "replicated"
-        own = names[id(linear.weight)].removesuffix(".weight") if id(linear.weight) in names else path
-        reason = reasons.get(path, "") if path in styles else reasons.get(path) or reasons.get(own, "it was not called")
-        before = _bytes(linear)
-        after = _bytes(made[path]) if path in made else before
-        shape = (linear.out_features, linear.in_features)
-        entries.append(Entry(path, style, shape, before, after, *_COLLECTIVES[style], reason))
-        counted |= {id(parameter) for parameter in linear.parameters(recurse=False)}
-    others = [parameter for parameter in module.parameters() if id(parameter) not in counted]
-    return Report(group.size, tuple(entries), sum(p.numel() * p.element_size() for p in others))
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters(recurse=False))

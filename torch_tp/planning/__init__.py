@@ -1,11 +1,13 @@
-"""Which linears of a model may be cut, derived from what the model computes and never from names.
+"""Which parameters of a model may be cut, derived from what the model computes and never from names.
 
-A run of the model on tensors without data is followed operation by operation. Where the output features of a linear are
-cut into P slices, every value computed from them is cut in one of its dimensions, or it cannot be said what it is. A
-chain is proven if each cut value ends in the input of another linear: the first are column-parallel, the last
-row-parallel. Everything else stays whole, with the reason.
+A run of the model on tensors without data is followed operation by operation. Where a dimension of a parameter is cut
+over P ranks, every value computed from it is cut in one of its dimensions, is a sum of which each rank has a term, or
+it cannot be said what it is. Parameters whose cuts meet are cut together. Such a chain is proven if each cut value ends
+in a product that sums over the cut: the first are column-parallel, the last row-parallel. Everything else stays whole,
+with the reason.
 """
 
-from torch_tp.planning.chains import Chain, Derived, derive, local_shapes
+from torch_tp.planning.chains import Chain, Region, Slice
+from torch_tp.planning.derive import Derived, derive, local_shapes, resize
 
-__all__ = ["Chain", "Derived", "derive", "local_shapes"]
+__all__ = ["Chain", "Derived", "Region", "Slice", "derive", "local_shapes", "resize"]

@@ -1,266 +1,192 @@
-"""From a trace to which linears are cut how, and why the others are not."""
+"""From a run to which parameters are cut together, how, and why the others are not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import combinations, takewhile
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch_tp.planning.cuts import split_label
+from torch_tp.planning.trace import Edge, Run
 
-from torch_tp.planning.trace import Step, Trace, trace_of
+
+@dataclass(frozen=True)
+class Slice:
+    """How a parameter is cut: along `dim`, each of the parts by itself, with so many copies of each slice of a part."""
+
+    dim: int
+    sizes: tuple[int, ...]
+    copies: tuple[int, ...]
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is P even slices."""
+        return len(self.sizes) == 1 and self.copies == (1,)
+
+    def local(self, P: int) -> int:
+        """The size of the dimension on one rank."""
+        return sum(size * copies // P for size, copies in zip(self.sizes, self.copies, strict=True))
+
+
+@dataclass(frozen=True)
+class Region:
+    """A module of whose result every rank computes a part or a term.
+
+    Attributes:
+        copied: which arguments, by position or name, are whole, so that the ranks' gradients of them are summed.
+        reduced: which results, by index, are terms of a sum.
+    """
+
+    copied: tuple[int | str, ...]
+    reduced: tuple[int, ...]
+
+
+# The path of a module, and the name of an attribute of it, or of one of what the attribute holds.
+Place = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Linears that are cut together: the output features of some, and the input features that take them up.
+    """Parameters that are cut together.
 
     Attributes:
-        columns: weight's name -> the sizes of the parts of its output, each of which is cut by itself.
-        rows: names of the weights.
-        sizes: attributes that hold a whole size, as (path of the module, name) -> what a rank's must be.
+        slices: parameter -> how it is cut.
+        columns, rows: those of them that products multiply with, by whether what is cut is in what the product gives,
+            or in what it sums over.
+        summed: whole parameters that are used on what is cut, whose gradients are summed over the ranks.
+        once: whole parameters that are added to a sum over the ranks, and so on one rank alone.
+        regions: module -> what is done at its edges, for those that no layer can stand for.
+        sizes: attributes that hold a whole size -> what a rank's must be.
     """
 
-    columns: Mapping[str, tuple[int, ...]]
+    labels: frozenset[str]
+    slices: Mapping[str, Slice]
+    columns: Sequence[str]
     rows: Sequence[str]
-    sizes: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    summed: Sequence[str] = ()
+    once: Sequence[str] = ()
+    regions: Mapping[str, Region] = field(default_factory=dict[str, Region])
+    sizes: Mapping[Place, object] = field(default_factory=dict[Place, object])
 
 
-@dataclass(frozen=True)
-class Derived:
-    """What can be proven of a model's linears, by the names of their weights.
+def candidates(run: Run) -> tuple[list[Chain], dict[str, str]]:
+    """The chains that a run allows, those with the most elements first, and why the other parameters are whole.
 
-    Attributes:
-        chains: those that may be cut.
-        replicated: the other linears -> why.
+    Of two that cannot both be cut, the one with more elements is.
     """
-
-    chains: Sequence[Chain]
-    replicated: Mapping[str, str]
-
-
-def derive(module: nn.Module, P: int, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Derived:
-    """What can be cut into P slices, proven in two runs without data.
-
-    The first follows every cut through the model, with whole shapes. The second has each cut weight in the shape of one
-    rank's slice, and must make the same operations, with every cut dimension divided by P. Code that has a whole size
-    written into it does not; where the size is an attribute of the module that holds the chain, such as a number of
-    heads, the run is tried with that attribute divided by P.
-
-    Args:
-        args, kwargs: of one forward; of tensors only shape and dtype count.
-
-    Raises:
-        Exception: whatever the module raises without data, as control flow does that depends on it.
-    """
-    kwargs = kwargs or {}
-    trace = trace_of(module, P, args, kwargs)
-    chains: list[Chain] = []
+    found: list[Chain] = []
     why: dict[str, str] = {}
-    for labels in sorted(_together(trace), key=lambda labels: -_elements(trace, labels)):
-        rows = _takers(trace, labels)
-        taken = {label for chain in chains for label in (*chain.columns, *chain.rows)}
-        reason = _against(trace, labels, rows)
-        if not reason and {*labels, *rows} & taken:
-            reason = "a chain with more weights has one of its linears"
-        if reason:
-            why |= dict.fromkeys(labels, reason)
+    for labels in run.ledger.groups():
+        members = frozenset(labels)
+        started = sorted({split_label(label)[0] for label in members & run.ledger.started})
+        if not started:
+            continue
+        made = _chain(run, members, started)
+        if isinstance(made, Chain):
+            found.append(made)
         else:
-            parts = {label: trace.parts.get(label, (trace.shapes[label][0],)) for label in labels}
-            chains.append(Chain(parts, sorted(rows)))
-    kept = []
-    for chain, reason in _confirmed(module, trace, chains, args, kwargs):
+            own = {split_label(label)[0]: run.ledger.lost.get(label) for label in members & run.ledger.started}
+            why |= {name: own[name] or made for name in started}
+    kept: list[Chain] = []
+    for chain in sorted(found, key=lambda chain: -_elements(run, chain)):
+        reason = next(filter(None, (_conflict(run, chain, other) for other in kept)), "")
         if reason:
-            why |= dict.fromkeys((*chain.columns, *chain.rows), reason)
+            why |= dict.fromkeys(chain.columns, reason)
         else:
             kept.append(chain)
-    cut = {label for chain in kept for label in (*chain.columns, *chain.rows)}
-    return Derived(kept, {label: why[label] for label in trace.shapes if label not in cut})
+    return kept, why
 
 
-def local_shapes(module: nn.Module, P: int, chains: Sequence[Chain]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the chains' parameters on one rank, biases of column layers among them."""
-    held = dict(module.named_parameters())
-    found: dict[str, tuple[int, ...]] = {}
-    for chain in chains:
-        for label in chain.columns:
-            outputs, inputs = held[label].shape
-            found[label] = (outputs // P, inputs)
-            bias = label.removesuffix("weight") + "bias"
-            if bias in held:
-                found[bias] = (outputs // P,)
-        for label in chain.rows:
-            outputs, inputs = held[label].shape
-            found[label] = (outputs, inputs // P)
-    return found
+def _chain(run: Run, members: frozenset[str], started: Sequence[str]) -> Chain | str:
+    """The chain of these labels, or why there is none."""
+    ledger = run.ledger
+    lost = sorted(members & ledger.lost.keys(), key=lambda label: (label not in ledger.started, label))
+    if lost:
+        name = split_label(lost[0])[0]
+        return f"{name}: {ledger.lost[lost[0]]}"
+    if not members & ledger.taken:
+        return "no linear takes its output up"
+    if any({a, b} <= members for a, b in ledger.exclusive):
+        return "two dimensions of one value would be cut"
+    slices: dict[str, Slice] = {}
+    for label in sorted(members):
+        name, dim = split_label(label)
+        if name in slices:
+            return f"{name} would be cut along two dimensions"
+        sizes = tuple(stop - start for start, stop in ledger.parts(label))
+        slices[name] = Slice(dim, sizes, tuple(ledger.copies(label)))
+        if name in run.layers and dim == 0 and (bias := _bias_of(run, name)):
+            slices[bias] = slices[name]
+    summed: list[str] = []
+    once: list[str] = []
+    for name, uses in run.uses.items():
+        met = [bool(a & members) for a, _ in uses]
+        added = [bool(b & members) for _, b in uses]
+        if any(met) or any(added):
+            if name in slices or not ((all(met) and not any(added)) or (all(added) and not any(met))):
+                return f"{name} is used on what is cut and on what is not"
+            (summed if all(met) else once).append(name)
+    regions: dict[str, Region] = {}
+    for path, labels in run.regions.items():
+        if labels & members:
+            region = _region(run, path, members)
+            if isinstance(region, str):
+                return region
+            regions[path] = region
+    rows = {split_label(label)[0] for label in (members & ledger.taken) - ledger.started} & run.products.keys()
+    return Chain(members, slices, started, sorted(rows), summed, once, regions)
 
 
-def _confirmed(
-    module: nn.Module, trace: Trace, chains: Sequence[Chain], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Iterator[tuple[Chain, str]]:
-    """Each chain with the reason why local shapes do not do, or an empty string; one by one only where all do not."""
-
-    def reason(*given: Chain) -> str:
-        return _mismatch(module, trace, given, args, kwargs)
-
-    if not reason(*chains):
-        yield from ((chain, "") for chain in chains)
-        return
-    # What does for one chain of some shapes is tried on all of them at once: a model has many that are alike.
-    for first in {_shapes(trace, chain): chain for chain in chains}.values():
-        if reason(first) and (fitting := _fitting(module, trace, first, reason)):
-            chains = [_alike(module, trace, chain, fitting) if not chain.sizes else chain for chain in chains]
-    if not reason(*chains):
-        yield from ((chain, "") for chain in chains)
-        return
-    kept: list[Chain] = []
-    for chain in chains:
-        why = reason(*kept, chain)
-        kept += [] if why else [chain]
-        yield chain, why
+def _bias_of(run: Run, name: str) -> str | None:
+    """The name of the bias beside a layer's weight."""
+    bias = run.model.get_submodule(run.layers[name]).bias
+    return next((other for other, each in run.model.named_parameters() if each is bias), None)
 
 
-def _shapes(trace: Trace, chain: Chain) -> tuple[object, ...]:
-    return tuple(trace.shapes[label] for label in (*chain.columns, *chain.rows)), tuple(chain.columns.values())
+def _region(run: Run, path: str, members: frozenset[str]) -> Region | str:
+    """What is done at the edges of a module, or why that would not do."""
+    what = path or "the model"
+    if path in run.strangers:
+        return f"{what} computes with values that it is not given as arguments"
+    if any(holder.startswith(f"{path}." if path else "") for name in run.products for holder in run.products[name]):
+        return f"{what} has linears inside it besides its own"
+    copied: set[tuple[int | str, ...]] = set()
+    reduced: set[tuple[int, ...]] = set()
+    for inputs in run.inputs[path]:
+        whole = {edge.where for edge in inputs if edge.differentiable and not _of(edge, members)}
+        if whole & {edge.where for edge in inputs if _of(edge, members)}:
+            return f"{what} is given one argument that is cut in part"
+        copied.add(tuple(sorted(whole, key=str)))
+    for outputs in run.outputs[path]:
+        if any(edge.differentiable and not _of(edge, members) for edge in outputs):
+            return f"{what} also returns a value that is not cut"
+        if any(edge.terms & members and edge.cut & members for edge in outputs):
+            return f"{what} returns a value that is cut and a term of a sum"
+        reduced.add(tuple(int(edge.where) for edge in outputs if edge.terms & members))
+    if len(copied) > 1 or len(reduced) > 1:
+        return f"{what} is called in different ways"
+    return Region(copied.pop(), reduced.pop())
 
 
-def _fitting(module: nn.Module, trace: Trace, chain: Chain, reason: Callable[..., str]) -> dict[str, int]:
-    """Attributes of the chain's holder that make it do, by name, with the value of one rank."""
-    for sizes in _sizes(module, trace, chain):
-        if not reason(replace(chain, sizes=sizes)):
-            return {name: size for (_, name), size in sizes.items()}
-    return {}
+def _of(edge: Edge, members: frozenset[str]) -> bool:
+    return bool((edge.cut | edge.terms) & members)
 
 
-def _alike(module: nn.Module, trace: Trace, chain: Chain, fitting: Mapping[str, int]) -> Chain:
-    """A chain with the same attributes changed, where its holder has them with the same values."""
-    owner = _holder(chain)
-    held = vars(module.get_submodule(owner))
-    if any(held.get(name) != size * trace.P for name, size in fitting.items()):
-        return chain
-    return replace(chain, sizes={(owner, name): size for name, size in fitting.items()})
+def _conflict(run: Run, chain: Chain, other: Chain) -> str:
+    """Why a chain cannot be cut besides another, or an empty string."""
+    used = {*chain.slices, *chain.summed, *chain.once}
+    if used & {*other.slices, *other.summed, *other.once}:
+        return "a chain with more weights has one of its linears"
+    if any(
+        (a in chain.labels and b in other.labels) or (b in chain.labels and a in other.labels)
+        for a, b in run.ledger.exclusive
+    ):
+        return "a chain with more weights is cut along another dimension of one of its values"
+    shared: Collection[str] = chain.regions.keys() & other.regions.keys()
+    mixed = [path for path in shared if chain.regions[path].copied and other.regions[path].copied]
+    return f"a chain with more weights is computed in {mixed[0]}" if mixed else ""
 
 
-def _holder(chain: Chain) -> str:
-    """The path of the module that holds all linears of a chain."""
-    paths = [label.split(".")[:-2] for label in (*chain.columns, *chain.rows)]
-    return ".".join(same[0] for same in takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False)))
-
-
-def _sizes(module: nn.Module, trace: Trace, chain: Chain) -> Iterator[dict[tuple[str, str], int]]:
-    """Attributes to try with other values, few before many: those with the size of something that is cut."""
-    owner = _holder(chain)
-    cut = {
-        size
-        for step in trace.steps
-        for shape, cuts in zip(step.shapes, step.cuts, strict=True)
-        for dim, size in enumerate(shape)
-        if cuts.get(dim, {}).keys() & chain.columns.keys()
-    }
-    held = vars(module.get_submodule(owner))
-    whole = [name for name, value in held.items() if type(value) is int and value in cut and value % trace.P == 0]
-    for count in (1, 2, 3):
-        for names in combinations(whole, count):
-            yield {(owner, name): held[name] // trace.P for name in names}
-
-
-@contextmanager
-def resized(module: nn.Module, chains: Sequence[Chain]) -> Iterator[None]:
-    """While it lasts, the attributes of the chains have the sizes of one rank."""
-    wanted = {place: size for chain in chains for place, size in chain.sizes.items()}
-    was = {(path, name): vars(module.get_submodule(path))[name] for path, name in wanted}
-    try:
-        for (path, name), size in wanted.items():
-            setattr(module.get_submodule(path), name, size)
-        yield
-    finally:
-        for (path, name), size in was.items():
-            setattr(module.get_submodule(path), name, size)
-
-
-def _mismatch(
-    module: nn.Module, trace: Trace, chains: Sequence[Chain], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> str:
-    """Where the run with local shapes parts from the whole one, or an empty string."""
-    columns = {label for chain in chains for label in chain.columns}
-    try:
-        with resized(module, chains):
-            local = _computed(trace_of(module, 1, args, kwargs, local_shapes(module, trace.P, chains)))
-    except Exception as error:
-        return (
-            f"with the shapes of one rank the model raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        )
-    everywhere = _computed(trace)
-    for whole, own in zip(everywhere, local, strict=False):
-        expected = _local(whole, columns, trace.P)
-        if (whole.operation, expected) != (own.operation, own.shapes):
-            return (
-                f"with the shapes of one rank {own.operation} (in {own.path}) gives {own.shapes}, "
-                f"where {whole.operation} should give {expected}"
-            )
-    return "" if len(everywhere) == len(local) else "with the shapes of one rank the model makes other operations"
-
-
-# What only lays elements out: whether one of these is needed depends on sizes of one.
-_LAYOUT = (
-    "clone",
-    "contiguous",
-    "view",
-    "_unsafe_view",
-    "expand",
-    "alias",
-    "t",
-    "transpose",
-    "permute",
-    "unsqueeze",
-    "squeeze",
-)
-
-
-def _computed(trace: Trace) -> list[Step]:
-    """The steps that compute."""
-    layout = {f"aten.{name}" for name in _LAYOUT}
-    return [step for step in trace.steps if step.shapes and step.operation.rpartition(".")[0] not in layout]
-
-
-def _local(step: Step, columns: set[str], P: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(
-        tuple(size // P if columns & cuts.get(dim, {}).keys() else size for dim, size in enumerate(shape))
-        for shape, cuts in zip(step.shapes, step.cuts, strict=True)
-    )
-
-
-def _together(trace: Trace) -> list[list[str]]:
-    """The linears that are cut together, each set once."""
-    sets: dict[str, list[str]] = {}
-    for label in trace.shapes:
-        sets.setdefault(trace.together(label), []).append(label)
-    return list(sets.values())
-
-
-def _takers(trace: Trace, labels: Sequence[str]) -> set[str]:
-    return set[str]().union(*(trace.takers.get(label, set()) for label in labels))
-
-
-def _elements(trace: Trace, labels: Sequence[str]) -> int:
-    return sum(math.prod(trace.shapes[label]) for label in {*labels, *_takers(trace, labels)})
-
-
-def _against(trace: Trace, labels: Sequence[str], rows: set[str]) -> str:
-    """Why these are not cut, or an empty string."""
-    for label in (*labels, *rows):
-        if label in trace.shared:
-            return trace.shared[label] if [label] == labels else f"{label}: {trace.shared[label]}"
-    for label in labels:
-        if label in trace.failures:
-            return trace.failures[label] if len(labels) == 1 else f"{label}: {trace.failures[label]}"
-    for label in labels:
-        if not trace.takers.get(label):
-            return f"{label}: no linear takes its output up"
-    for row in rows:
-        if trace.shapes[row][1] % trace.P:
-            return f"{row}: P = {trace.P} does not divide its {trace.shapes[row][1]} input features"
-    return "one of its linears takes up what it gives" if rows & set(labels) else ""
+def _elements(run: Run, chain: Chain) -> int:
+    shapes = {name: parameter.shape for name, parameter in run.model.named_parameters()}
+    return sum(math.prod(shapes[name]) for name in chain.slices)

@@ -1,21 +1,45 @@
-"""Cuts: along which dimension a value lies in slices, and of which linears' output features.
+"""Cuts: along which dimension a value lies in slices, and of which parameters' dimensions these are the slices.
 
-The `n` blocks of a cut lie within their dimension as `[outer, n, inner]`; rank r holds the r-th of P equal slices of
-them, for every index of `outer`. A linear's own output has `outer = 1`; views move cuts about and change it.
+A label names a dimension of a parameter, `name@dim`. Where a value has a label, rank r holds of it what follows from
+the r-th slice of that dimension.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-# dimension -> linear (by its weight's name) -> outer
-Cuts = Mapping[int, Mapping[str, int]]
+
+@dataclass(frozen=True)
+class Place:
+    """How the slices of a label lie within a dimension.
+
+    Attributes:
+        outer: the n blocks that are shared out lie as `[outer, n, inner]`; a rank has its blocks of every outer index.
+        part: start and stop of the parameter's indices that this value comes from; None: all of them.
+        held: as the parameter is held, of which blocks fewer than P have copies. False: in P slices without copies.
+    """
+
+    outer: int = 1
+    part: tuple[int, int] | None = None
+    held: bool = True
+
+
+# dimension -> label -> place
+Cuts = Mapping[int, Mapping[str, Place]]
 NONE: Cuts = {}
 
 
-class Unprovable(Exception):
-    """What becomes of a cut value cannot be said; the text is the reason."""
+def label_of(name: str, dim: int) -> str:
+    """The label of a parameter's dimension."""
+    return f"{name}@{dim}"
+
+
+def split_label(label: str) -> tuple[str, int]:
+    """The parameter's name and the dimension."""
+    name, _, dim = label.rpartition("@")
+    return name, int(dim)
 
 
 def moved(cuts: Cuts, dims: Mapping[int, int]) -> Cuts:
@@ -23,34 +47,55 @@ def moved(cuts: Cuts, dims: Mapping[int, int]) -> Cuts:
     return {dims[dim]: labels for dim, labels in cuts.items()}
 
 
-def through_view(cuts: Cuts, before: Sequence[int], after: Sequence[int], P: int) -> Cuts:
+def through_view(
+    cuts: Cuts,
+    before: Sequence[int],
+    after: Sequence[int],
+    lost: Callable[[str, str], None],
+    blocks: Callable[[str, Place, int], int] = lambda *_: 1,
+    spread: frozenset[int] = frozenset(),
+) -> Cuts:
     """The cuts of a view of a shape as another.
 
-    Raises:
-        Unprovable: a cut ends up across dimensions, or in fewer blocks than P can share.
+    Args:
+        lost: told of each label that ends up across dimensions, and why.
+        blocks: told how many blocks of a label there are in a dimension; says how many copies of each the ranks hold.
+        spread: dimensions along which all entries are equal, because they were expanded.
     """
-    seen: dict[int, dict[str, int]] = {}
+    seen: dict[int, dict[str, Place]] = {}
     for old, new in _groups(before, after) if cuts else ():
         for dim in cuts.keys() & set(old):
             ahead = math.prod(before[k] for k in old if k < dim)
-            for label, outer in cuts[dim].items():
-                place, within = _placed(ahead * outer, [(k, after[k]) for k in new], P, (before, after))
-                seen.setdefault(place, {})[label] = within
+            for label, place in cuts[dim].items():
+                where = _placed(ahead * place.outer, [(k, after[k]) for k in new])
+                if where is None:
+                    lost(label, f"a view of {list(before)} as {list(after)} mixes what is cut with what is not")
+                    continue
+                own, outer = where
+                found = replace(place, outer=outer)
+                # Of blocks with copies, each repeated in a row: the ranks with copies of one share the repetitions.
+                copies = blocks(label, place, before[dim] // place.outer)
+                if copies > 1 and _repeated(dim, old, before, spread) % copies == 0:
+                    found = replace(found, held=False)
+                blocks(label, found, after[own] // outer)
+                seen.setdefault(own, {})[label] = found
     return seen
 
 
-def _placed(position: int, dims: Sequence[tuple[int, int]], P: int, view: tuple[Sequence[int], ...]) -> tuple[int, int]:
+def _repeated(dim: int, old: Sequence[int], before: Sequence[int], spread: frozenset[int]) -> int:
+    """How often entries along a dimension are repeated by the next one in the same run of dimensions."""
+    return before[dim + 1] if dim + 1 in old and dim + 1 in spread else 1
+
+
+def _placed(position: int, dims: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
     """The dimension in which blocks lie that follow `position` outer indices, and how many of these are in it."""
-    text = f"a view of {list(view[0])} as {list(view[1])}"
     ahead = 1
     for dim, size in dims:
         if position < ahead * size and position % ahead == 0:
             outer = position // ahead
-            if size % outer or (size // outer) % P:
-                raise Unprovable(f"{text} leaves {size // outer} blocks, which P = {P} does not divide")
-            return dim, outer
+            return None if size % outer else (dim, outer)
         ahead *= size
-    raise Unprovable(f"{text} mixes what is cut with what is not")
+    return None
 
 
 def _groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

@@ -1,12 +1,13 @@
 """One run of a model on tensors without data, operation by operation.
 
-Linears are seen as one operation each, by the weight that they multiply with, whoever calls
-`torch.nn.functional.linear`; what a linear is, and what is computed between linears, is read off the computation alone.
+Every dimension of every parameter is followed as if it were cut, until the computation says that it cannot be. Linears
+that a parallel layer can stand for are seen as one operation each; all other parameters are seen where torch's own
+operations take them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_tp.planning.cuts import NONE, Cuts, Unprovable
-from torch_tp.planning.rules import Call, propagate
+from torch_tp.planning.cuts import NONE, Cuts, Place, label_of, split_label
+from torch_tp.planning.ledger import Ledger
+from torch_tp.planning.rules import (
+    ADDS,
+    DIVIDES,
+    LINEAR,
+    MULTIPLIES,
+    Call,
+    contracted,
+    product_cuts,
+    propagate,
+)
+
+aten = torch.ops.aten
+_NO_GRADIENT = frozenset(
+    {aten.detach, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.bernoulli_}
+)
 
 
 @dataclass(frozen=True)
@@ -32,186 +48,485 @@ class Step:
     cuts: tuple[Cuts, ...]
 
 
-@dataclass
-class Trace:
-    """What one run tells of each linear, by the name of its weight.
+@dataclass(frozen=True)
+class Edge:
+    """A tensor that goes into a module or comes out of it.
 
     Attributes:
-        shapes: `[out_features, in_features]` of each.
-        failures: why the output features of a linear cannot be cut.
-        shared: why neither these nor its input features can be.
-        takers: linear -> those whose input features are cut with its output features.
-        parts: linear -> the sizes of the parts that its output is split into.
+        where: position among the positional arguments, name of a keyword argument, or index among the results.
+        cut, terms: labels along which it is cut, and those over which it is still to be summed.
+        differentiable: whether a gradient may flow.
     """
 
-    P: int
+    where: int | str
+    cut: frozenset[str]
+    terms: frozenset[str]
+    differentiable: bool
+
+
+@dataclass
+class Run:
+    """What is known of one run while it lasts, and what is left of it.
+
+    Attributes:
+        layers: weights of linears that a layer can stand for -> the path of the linear.
+        ledger: what it says of labels.
+        check: told of every step.
+        steps: its operations.
+        path: the modules that run, the innermost last.
+        inputs, outputs: of each module, of each of its calls.
+        uses: parameter -> for each use that is not a parameter's alone, the labels whose sum its gradient is a term
+            of, and those whose sum it must enter once.
+        regions: module -> labels for which its inputs' gradients are sums.
+        strangers: modules that take in more than they are given.
+        products: parameters that products multiply with -> the paths of the modules that hold them and do so.
+    """
+
+    model: nn.Module
     names: Mapping[int, str]
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    failures: dict[str, str] = field(default_factory=dict[str, str])
-    shared: dict[str, str] = field(default_factory=dict[str, str])
-    takers: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
-    parts: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
-    _alike: dict[str, str] = field(default_factory=dict[str, str])
+    layers: Mapping[str, str]
+    ledger: Ledger
+    follow: bool = True
+    check: Callable[[Step], None] = lambda step: None
+    steps: list[Step] = field(default_factory=list["Step"])
+    path: list[str] = field(default_factory=list[str])
+    inputs: dict[str, list[tuple[Edge, ...]]] = field(default_factory=dict[str, list[tuple[Edge, ...]]])
+    outputs: dict[str, list[tuple[Edge, ...]]] = field(default_factory=dict[str, list[tuple[Edge, ...]]])
+    uses: dict[str, list[tuple[frozenset[str], frozenset[str]]]] = field(
+        default_factory=dict[str, list[tuple[frozenset[str], frozenset[str]]]]
+    )
+    regions: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
+    strangers: set[str] = field(default_factory=set[str])
+    products: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
+    _frames: list[tuple[str, int, frozenset[int]]] = field(default_factory=list[tuple[str, int, frozenset[int]]])
+    _born: dict[int, int] = field(default_factory=dict[int, int])
     _cuts: dict[int, Cuts] = field(default_factory=dict[int, Cuts])
+    _terms: dict[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
+    _sources: dict[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
+    _differentiable: set[int] = field(default_factory=set[int])
+    _spread: dict[int, frozenset[int]] = field(default_factory=dict[int, frozenset[int]])
     _alive: list[Any] = field(default_factory=list[Any])
     _within: bool = False
-    path: list[str] = field(default_factory=list[str])
-    steps: list[Step] = field(default_factory=list["Step"])
 
-    def together(self, label: str) -> str:
-        """The same for all linears that must be cut together."""
-        while (up := self._alike.setdefault(label, label)) != label:
-            label = up
-        return label
+    def __post_init__(self) -> None:
+        self._at = dict(self.model.named_modules())
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        self._of_layers = {
+            names[id(parameter)]: weight
+            for weight, path in self.layers.items()
+            for parameter in self._at[path]._parameters.values()
+            if parameter is not None
+        }
+
+    # What is known of a tensor.
 
     def cuts_of(self, tensor: Tensor) -> Cuts:
-        """How a value of this run is cut."""
-        return self._cuts.get(id(tensor), NONE)
+        """How a value of this run is cut, where that is not lost."""
+        if id(tensor) not in self._cuts:
+            return NONE
+        lost, cuts = self.ledger.lost, self._cuts[id(tensor)]
+        return {
+            dim: kept for dim, labels in cuts.items() if (kept := {k: v for k, v in labels.items() if k not in lost})
+        }
 
-    def cut(self, tensor: Tensor, cuts: Cuts) -> None:
-        """Note how a value is cut; it is kept alive, since it is known by its identity."""
+    def spread_of(self, tensor: Tensor) -> frozenset[int]:
+        """Dimensions of a value along which all its entries are equal."""
+        return self._spread.get(id(tensor), frozenset())
+
+    def terms_of(self, tensor: Tensor) -> frozenset[str]:
+        """The labels over which a value is still to be summed."""
+        return frozenset(self._terms.get(id(tensor), frozenset()) - self.ledger.lost.keys())
+
+    def labels_of(self, tensor: Tensor) -> frozenset[str]:
+        """All labels of a value."""
+        return self.terms_of(tensor).union(*self.cuts_of(tensor).values())
+
+    def lose(self, labels: Collection[str], why: str) -> None:
+        """These cannot be cut; the place is added to the reason."""
+        where = f" (in {self.path[-1]})" if self.path and self.path[-1] else ""
+        self.ledger.lose(labels, why + where)
+
+    def meet(self, places: Sequence[tuple[str, Place]]) -> None:
+        """These are cut together, in the same manner."""
+        self.ledger.meet(places)
+
+    def contract(self, places: Sequence[tuple[str, Place]]) -> None:
+        """These are cut together, in even slices, and a sum runs over them."""
+        self.ledger.contract(places)
+
+    def blocks(self, label: str, place: Place, count: int) -> int:
+        return self.ledger.blocks(label, place, count)
+
+    def sliced(self, label: str, place: Place, size: int, start: int, stop: int) -> Place | None:
+        return self.ledger.sliced(label, place, size, start, stop)
+
+    # Where a tensor comes from.
+
+    def begin(self, tensor: Tensor, name: str | None = None) -> None:
+        """A tensor that is there before the run: a parameter, if it has a name."""
         self._alive.append(tensor)
-        self._cuts[id(tensor)] = {dim: labels for dim, labels in cuts.items() if labels}
+        if not tensor.is_floating_point():
+            return
+        self._differentiable.add(id(tensor))
+        if name is not None:
+            self._sources[id(tensor)] = frozenset([name])
+            if name not in self._of_layers:
+                self._cuts[id(tensor)] = {d: {label_of(name, d): Place()} for d in range(tensor.dim())}
 
-    def join(self, labels: Any) -> None:
-        """These linears are cut together or not at all."""
-        roots = [self.together(label) for label in labels]
-        for root in roots[1:]:
-            self._alike[self.together(root)] = self.together(roots[0])
+    # Operations.
 
-    def fail(self, labels: Any, why: str) -> None:
-        """These linears stay whole; the first reason counts."""
-        where = f" (in {self.path[-1]})" if self.path else ""
-        for label in labels:
-            self.failures.setdefault(label, why + where)
-
-    def divide(self, label: str, sizes: Sequence[int]) -> None:
-        """The output of a linear is split into parts."""
-        if self.parts.setdefault(label, tuple(sizes)) != tuple(sizes):
-            raise Unprovable("its output is split in two ways")
-
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """A linear: what is cut in its input's last dimension it takes up, and its output starts a cut."""
-        label, (outputs, inputs) = self.names[id(weight)], weight.shape
-        self.shapes.setdefault(label, (outputs, inputs))
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A linear for which a layer can stand: its weight takes up what is cut in its input, and starts a cut."""
+        name, (outputs, inputs) = self.names[id(weight)], weight.shape
         if x.shape[-1:] != (inputs,):
             raise RuntimeError(f"a linear of {inputs} input features was given a value of shape {list(x.shape)}")
-        last, cuts = x.dim() - 1, dict(self.cuts_of(x))
-        taken = cuts.pop(last, {})
-        self.fail(
-            (other for other, outer in taken.items() if outer != 1), "its blocks are not those of a linear's input"
-        )
-        self.join(taken)
-        for other in taken:
-            self.takers.setdefault(other, set()).add(label)
         self._within = True
         y = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype, device=x.device)
         self._within = False
-        if outputs % self.P:
-            self.fail([label], f"P = {self.P} does not divide its {outputs} output features")
-        self.cut(y, {**cuts, last: {label: 1}})
-        self._step(f"linear with {label}", [y])
+        if self.follow:
+            self._linear(x, weight, bias, y)
+        self._step(f"linear with {name}", [y])
         return y
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
+        name = self.names[id(weight)]
+        last, cuts = x.dim() - 1, dict(self.cuts_of(x))
+        taken = cuts.pop(last, {})
+        if not self.path or self.path[-1] != self.layers[name]:
+            self.lose([label_of(name, 0), label_of(name, 1)], f"its weight is used outside {self.layers[name]}")
+        self.lose(self.terms_of(x), "a linear takes up a sum over the ranks that is still to come")
+        if taken:
+            contracted(self, taken, {label_of(name, 1): Place()}, "its blocks are not those of a linear's input")
+            self.ledger.take_contracted()
+        self.products.setdefault(name, set()).add(self.layers[name])
+        self.ledger.started.add(label_of(name, 0))
+        self._keep(y, {**cuts, last: {label_of(name, 0): Place()}})
+        self._differentiable.add(id(y))
+        # The layer sums its input's gradient, but its own parameters' it takes as they are.
+        rest = frozenset[str]().union(*cuts.values())
+        for parameter in (weight, *([] if bias is None else [bias])):
+            for source in self._sources.get(id(parameter), ()):
+                self._used(source, rest, frozenset())
+        self._taken_in([x])
+        self._crossed(y)
 
     def operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> None:
         """Any other operation."""
         if self._within:
             return
+        if not self.follow:
+            self._step(str(func), results)
+            return
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in tensors:
-            if id(tensor) in self.names:
-                self.shared.setdefault(self.names[id(tensor)], f"its weight is used by {func} too")
-        labels = {label for tensor in tensors for part in self.cuts_of(tensor).values() for label in part}
+            if weight := self._of_layers.get(self.names.get(id(tensor), "")):
+                self.lose([label_of(weight, 0), label_of(weight, 1)], f"{func} uses its weight or bias too")
+        labels = frozenset[str]().union(*map(self.labels_of, tensors))
         found: Sequence[Cuts] = [NONE] * len(results)
-        if labels and func is torch.ops.aten._local_scalar_dense.default:
-            self.fail(labels, "control flow may depend on its values")
+        terms: frozenset[str] = frozenset()
+        call = Call(func, args, kwargs, tensors, results, self)
+        if labels and func is aten._local_scalar_dense.default:
+            self.lose(labels, "control flow may depend on its values")
         elif labels and results:
-            call = Call(func, args, kwargs, tensors, results, self.P, self.cuts_of, self.join, self.divide)
-            try:
-                found = propagate(call)
-            except Unprovable as reason:
-                self.fail(labels, str(reason))
-        for result, cuts in zip(results, found, strict=False):
-            self.cut(result, cuts)
+            self._started(func, tensors)
+            found = propagate(call)
+            terms = self._summed(call)
+            if terms and any(result is args[0] for result in results) and terms != self.terms_of(args[0]):
+                self.lose(terms, f"{func} writes a sum over the ranks that is still to come into what is whole")
+        self._after(call, tensors, results, found, terms)
         self._step(str(func), results)
+
+    def grouped(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """A product of rows with one matrix of several for each, whose own stand-in asks for a dtype."""
+        x, w = args[0], args[1]
+        self._within = True
+        y = torch.empty((*x.shape[:-1], w.shape[-1]), dtype=x.dtype, device=x.device)
+        self._within = False
+        if self.follow:
+            call = Call(aten._grouped_mm.default, (x, w), {}, [x, w], [y], self)
+            self._started(call.func, [x, w])
+            cuts = [product_cuts(call, x, w)]
+            self._after(call, [x, w], [y], cuts, self._summed(call))
+        self._step("a grouped product", [y])
+        return y
+
+    def _after(
+        self,
+        call: Call,
+        tensors: Sequence[Tensor],
+        results: Sequence[Tensor],
+        found: Sequence[Cuts],
+        terms: frozenset[str],
+    ) -> None:
+        gradient = [t for t in tensors if id(t) in self._differentiable]
+        flows = bool(gradient) and call.func.overloadpacket not in _NO_GRADIENT
+        alone = flows and all(id(t) in self._sources for t in gradient)
+        spread = self._spreading(call)
+        for result, cuts in zip(results, found, strict=False):
+            self._keep(result, cuts)
+            self._terms[id(result)] = terms
+            if flows and result.is_floating_point():
+                self._differentiable.add(id(result))
+            if alone:
+                self._sources[id(result)] = frozenset[str]().union(*(self._sources[id(t)] for t in gradient))
+            elif id(result) in self._sources:  # written in place
+                del self._sources[id(result)]
+            if spread:
+                self._spread[id(result)] = spread
+            if not alone:
+                self._crossed(result)
+        if flows:
+            self._taken_in(gradient)
+        if flows and not alone and results:
+            self._entering(call, gradient, results)
+
+    def _keep(self, tensor: Tensor, cuts: Cuts) -> None:
+        """Note how a value is cut; it is kept alive, since it is known by its identity."""
+        self._alive.append(tensor)
+        self._born[id(tensor)] = len(self._alive)
+        self._cuts[id(tensor)] = {dim: labels for dim, labels in cuts.items() if labels}
+
+    def _spreading(self, call: Call) -> frozenset[int]:
+        kind = call.func.overloadpacket
+        if kind is aten.expand:
+            x, y = call.args[0], call.results[0]
+            more = y.dim() - x.dim()
+            return frozenset(d for d in range(y.dim()) if y.shape[d] > 1 and (d < more or x.shape[d - more] == 1))
+        return self.spread_of(call.args[0]) if kind in (aten.clone, aten.contiguous, aten._to_copy) else frozenset()
+
+    def _started(self, func: Any, tensors: Sequence[Tensor]) -> None:
+        """The parameters that a product multiplies with, and those of their dimensions that it does not sum over."""
+        kind = func.overloadpacket
+        if kind is aten.convolution:
+            free = [(tensors[1], 0)]
+        elif kind in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten._grouped_mm):
+            x, y = tensors[-2:] if kind is not aten._grouped_mm else tensors[:2]
+            free = [(x, x.dim() - 2), (y, y.dim() - 1)]
+        else:
+            return
+        for tensor, dim in free:
+            for name in self._sources.get(id(tensor), ()):
+                labels = self.cuts_of(tensor).get(dim, {})
+                self.ledger.started.update(label for label in labels if split_label(label)[0] == name)
+                self.products.setdefault(name, set()).update(self._holding(name))
+
+    def _holding(self, name: str) -> list[str]:
+        """The running modules that hold a parameter themselves."""
+        return [
+            path
+            for path in dict.fromkeys(self.path)
+            if any(self.names.get(id(p)) == name for p in self._at[path]._parameters.values())
+        ]
+
+    def _summed(self, call: Call) -> frozenset[str]:
+        """The labels over which the results are terms of a sum."""
+        kind, given = call.func.overloadpacket, [t for t in call.tensors if self.terms_of(t)]
+        new = self.ledger.take_contracted()
+        before = frozenset[str]().union(*map(self.terms_of, given))
+        if not before:
+            return new
+        if kind in LINEAR and len(given) == 1 and given[0] is call.args[0]:
+            return before | new
+        if kind in MULTIPLIES and len(given) == 1 and not new:
+            return before
+        if kind in DIVIDES and given == [call.args[0]]:
+            return before
+        if kind in ADDS and len({self.terms_of(t) for t in given}) == 1 and not new:
+            whole = [t for t in call.tensors if not self.terms_of(t)]
+            if all(id(t) in self._sources for t in whole) and len(whole) == 2 - len(given):
+                return before
+        self.lose(before | new, f"a sum over the ranks is still to come where {kind} needs it")
+        return frozenset()
+
+    def _entering(self, call: Call, gradient: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Whole values whose gradient, on each rank, is a term of a sum: they meet what is cut, or a term."""
+        roots = self.ledger.root
+        cut = frozenset[str]().union(*(labels for result in results for labels in self.cuts_of(result).values()))
+        terms = frozenset[str]().union(*map(self.terms_of, results))
+        adds = call.func.overloadpacket in ADDS
+        added = call.args[0] if call.func.overloadpacket in (aten.addmm, aten.baddbmm) else None
+        for tensor in gradient:
+            own = {roots(label) for label in self.labels_of(tensor)}
+            met = frozenset(label for label in cut if roots(label) not in own)
+            of_sum = frozenset(label for label in terms if roots(label) not in own)
+            once = of_sum if (adds or tensor is added) and not self.terms_of(tensor) else frozenset[str]()
+            met |= of_sum - once
+            sources = self._sources.get(id(tensor))
+            if sources is not None:
+                for name in sources:
+                    if (met or once) and not self._holding(name):
+                        self.lose(met | once, f"it meets {name}, which is used outside the module that holds it")
+                    self._used(name, met, once)
+                continue
+            if once:
+                self.lose(once, "a value is added to a sum over the ranks that is still to come")
+            if met:
+                self._region(met)
+
+    def _used(self, name: str, met: frozenset[str], once: frozenset[str]) -> None:
+        self.uses.setdefault(name, []).append((met, once))
+
+    def _region(self, labels: frozenset[str]) -> None:
+        """The gradients of the inputs of the innermost module that holds a product's parameter must be summed."""
+        owners = set[str]().union(*self.products.values())
+        inner = next((path for path in reversed(self.path) if path in owners), None)
+        if inner is None:
+            self.lose(labels, "a value that is not cut, but has a gradient, meets it")
+        else:
+            self.regions.setdefault(inner, set()).update(labels)
+
+    def _crossed(self, tensor: Tensor) -> None:
+        """Of two dimensions of one value, at most one may be cut."""
+        dims = list(self.cuts_of(tensor).values())
+        for k, labels in enumerate(dims):
+            for others in dims[k + 1 :]:
+                self.ledger.exclusive.add((next(iter(labels)), next(iter(others))))
+
+    # Modules.
+
+    def enter(self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """A module is called."""
+        self.path.append(path)
+        if self.follow:
+            given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+            leaves = [(where, leaf) for where, value in given for leaf in pytree.tree_leaves(value)]
+            tensors = [(where, leaf) for where, leaf in leaves if isinstance(leaf, Tensor)]
+            self.inputs.setdefault(path, []).append(tuple(self._edge(where, leaf) for where, leaf in tensors))
+            self._frames.append((path, len(self._alive), frozenset(id(leaf) for _, leaf in tensors)))
+
+    def leave(self, out: Any) -> None:
+        """A module returns."""
+        path = self.path.pop()
+        if not self.follow:
+            return
+        self._frames.pop()
+        leaves = [(k, leaf) for k, leaf in enumerate(pytree.tree_leaves(out)) if isinstance(leaf, Tensor)]
+        self.outputs.setdefault(path, []).append(tuple(self._edge(k, leaf) for k, leaf in leaves))
+        if any(path in held for held in self.products.values()):
+            for _, leaf in leaves:
+                self.regions.setdefault(path, set()).update(self.terms_of(leaf))
+                self._terms[id(leaf)] = frozenset()
+
+    def _edge(self, where: int | str, tensor: Tensor) -> Edge:
+        cut = frozenset[str]().union(*self.cuts_of(tensor).values())
+        return Edge(where, cut, self.terms_of(tensor), id(tensor) in self._differentiable)
+
+    def _taken_in(self, gradient: Sequence[Tensor]) -> None:
+        """Note the running modules that compute with what they neither made nor were given."""
+        for tensor in gradient:
+            if id(tensor) not in self._sources:
+                born = self._born.get(id(tensor), 0)
+                self.strangers.update(
+                    path for path, start, given in self._frames if born < start and id(tensor) not in given
+                )
+
+    def end(self, out: Any) -> None:
+        """The model returns."""
+        for leaf in pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.lose(self.labels_of(leaf), "it is part of the model's output")
 
     def _step(self, operation: str, results: Sequence[Tensor]) -> None:
         shapes = tuple(tuple(result.shape) for result in results)
-        path = self.path[-1] if self.path else "the model"
-        self.steps.append(Step(operation, path, shapes, tuple(map(self.cuts_of, results))))
+        path = self.path[-1] if self.path else ""
+        step = Step(operation, path or "the model", shapes, tuple(map(self.cuts_of, results)) if self.follow else ())
+        self.steps.append(step)
+        self.check(step)
 
 
-class _Linears(TorchFunctionMode):
-    def __init__(self, trace: Trace) -> None:
+class _Functions(TorchFunctionMode):
+    def __init__(self, run: Run) -> None:
         super().__init__()
-        self.trace = trace
+        self.run = run
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch._C._nn.linear:
-            x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
-            if id(weight) in self.trace.names:
-                return self.trace.linear(x, weight)
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+            if self.run.names.get(id(given["weight"])) in self.run.layers:
+                return self.run.linear(given["input"], given["weight"], given.get("bias"))
+        if "grouped_mm" in getattr(func, "__name__", "") and len(args) > 1 and kwargs.get("bias") is None:
+            return self.run.grouped(func, args, kwargs)
         return func(*args, **kwargs)
 
 
 class _Operations(TorchDispatchMode):
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__()
-        self.trace = trace
+        self.run = run
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         results = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
-        self.trace.operation(func, args, kwargs or {}, results)
+        self.run.operation(func, args, kwargs or {}, results)
         return out
 
 
-def trace_of(
-    module: nn.Module,
+def layers_of(model: nn.Module) -> dict[str, str]:
+    """The weights of linears that a parallel layer can stand for -> the paths of these."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    modules = list(model.named_modules())
+    holders: dict[int, int] = {}
+    for _, each in modules:
+        for parameter in each._parameters.values():
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    return {
+        names[id(each.weight)]: path
+        for path, each in modules
+        if type(each) is nn.Linear and all(holders[id(p)] == 1 for p in each._parameters.values() if p is not None)
+    }
+
+
+def run_of(
+    model: nn.Module,
     P: int,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]] | None = None,
-) -> Trace:
-    """Run a module without data, in evaluation mode, and tell what becomes of each linear's output.
+    check: Callable[[Step], None] = lambda step: None,
+) -> Run:
+    """Run a module without data, in evaluation mode, and note what is said of its parameters' dimensions.
 
-    `shapes` are those of parameters in place of their own. Raises whatever the module raises: control flow that depends
-    on data does.
+    With `shapes`, those of parameters in place of their own, only the steps are noted. Raises whatever the module
+    raises: control flow that depends on data does.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def without_data(leaf: Any) -> Any:
         return fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
 
-    named_parameters = dict(module.named_parameters())
-    held = {id(tensor): without_data(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    named = dict(model.named_parameters())
+    held = {id(tensor): without_data(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for name, shape in (shapes or {}).items():
         with fake:
-            held[id(named_parameters[name])] = held[id(named_parameters[name])].new_empty(shape)
-    names = {id(held[id(p)]): name for name, p in named_parameters.items() if p.dim() == 2}
-    trace = Trace(P, names)
-    given, named = pytree.tree_map(without_data, (tuple(args), dict(kwargs)))
+            held[id(named[name])] = held[id(named[name])].new_empty(shape)
+    sizes = {label_of(name, dim): size for name, p in named.items() for dim, size in enumerate(p.shape)}
+    names = {id(held[id(p)]): name for name, p in named.items()}
+    run = Run(model, names, layers_of(model), Ledger(P, sizes), follow=shapes is None, check=check)
+    given, further = pytree.tree_map(without_data, (tuple(args), dict(kwargs)))
+    for name, parameter in named.items():
+        run.begin(held[id(parameter)], name)
+    for leaf in pytree.tree_leaves((given, further)):
+        if isinstance(leaf, Tensor):
+            run.begin(leaf)
     with ExitStack() as entered:
-        entered.enter_context(_evaluating(module))
-        entered.enter_context(_paths(module, trace.path))
+        entered.enter_context(_evaluating(model))
+        entered.enter_context(_modules(model, run))
         entered.enter_context(torch.no_grad())
-        entered.enter_context(_in_place_of(module, held))
-        for mode in (fake, _Operations(trace), _Linears(trace)):
+        entered.enter_context(_in_place_of(model, held))
+        for mode in (fake, _Operations(run), _Functions(run)):
             entered.enter_context(mode)
-        out = module(*given, **named)
-        trace.path.clear()
-        for leaf in pytree.tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                for labels in trace.cuts_of(leaf).values():
-                    trace.fail(labels, "it is part of the model's output")
-    return trace
+        out = model(*given, **further)
+    if run.follow:
+        run.end(out)
+        run.ledger.judge()
+    return run
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    was = {each: each.training for each in module.modules()}
-    module.eval()
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was = {each: each.training for each in model.modules()}
+    model.eval()
     try:
         yield
     finally:
@@ -220,19 +535,19 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _paths(module: nn.Module, path: list[str]) -> Iterator[None]:
-    """While it lasts, the last entry is the path of the module that runs."""
+def _modules(model: nn.Module, run: Run) -> Iterator[None]:
+    """While it lasts, the run is told of every module that is called and returns."""
 
-    def enter(name: str) -> Any:
-        return lambda *_: path.append(name)
+    def entering(path: str) -> Any:
+        return lambda _, args, kwargs: run.enter(path, args, kwargs)
 
-    def leave(*_: Any) -> None:
-        path.pop()
+    def leaving(_: Any, args: Any, kwargs: Any, out: Any) -> None:
+        run.leave(out)
 
     hooks = []
-    for name, each in module.named_modules():
-        if name:
-            hooks += [each.register_forward_pre_hook(enter(name)), each.register_forward_hook(leave)]
+    for path, each in model.named_modules():
+        hooks.append(each.register_forward_pre_hook(entering(path), with_kwargs=True))
+        hooks.append(each.register_forward_hook(leaving, with_kwargs=True))
     try:
         yield
     finally:
@@ -241,13 +556,13 @@ def _paths(module: nn.Module, path: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _in_place_of(module: nn.Module, held: Mapping[int, Tensor]) -> Iterator[None]:
+def _in_place_of(model: nn.Module, held: Mapping[int, Tensor]) -> Iterator[None]:
     """While it lasts, the module computes with other tensors than its parameters and buffers, by their identity.
 
     torch.func.functional_call leaves its own tensors behind in a module that is held under two names.
     """
     was: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for each in module.modules():
+    for each in model.modules():
         mine: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
         for tensors in mine:
             was.append((tensors, dict(tensors)))

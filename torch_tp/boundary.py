@@ -1,0 +1,143 @@
+"""A module of whose result each rank computes a part or a term, as it is, with its communication at its edges.
+
+For modules that no parallel layer can stand for: their own code runs on slices of their parameters. What is whole on
+the way in gets the sum of the ranks' gradients, and what is a term on the way out is summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torch_tp.functions import copy_in, sum_over
+from torch_tp.group import Group, neighbours
+from torch_tp.placements import Shard
+
+
+@dataclass
+class Boundary:
+    """What happens at the edges of one module, as two hooks of it that are copied and pickled with it.
+
+    Attributes:
+        owner: the module's path, for errors.
+        group: the ranks that share it.
+        copied: arguments, by position or name, that are whole: identity, and in the backward the sum of the gradients.
+        reduced: results, by index among the tensors and other leaves of what is returned, that are terms of a sum.
+        slices: its parameters of which a rank holds a slice.
+        summed: its whole parameters of whose gradient each rank has a term.
+        once: its whole parameters that are added to a sum over the ranks: on rank 0 alone.
+    """
+
+    owner: str
+    group: Group
+    copied: tuple[int | str, ...] = ()
+    reduced: tuple[int, ...] = ()
+    slices: Mapping[str, Shard] = field(default_factory=dict[str, Shard])
+    summed: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook this into its module: next to the module's own code, inside of all hooks that are there."""
+        module.register_forward_pre_hook(self.enter, with_kwargs=True)
+        module.register_forward_hook(self.leave, prepend=True, always_call=True)
+        self.mark(module)
+
+    def mark(self, module: nn.Module) -> None:
+        """Give the parameters their placement."""
+        for name, placement in self.slices.items():
+            setattr(module._parameters[name], "placement", placement)  # noqa: B010 - Parameter declares no such field
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Before the module's forward."""
+        self.group = group = self.group.resolved()
+        for name in self._changed():
+            vars(module)[name] = self._used(module, name, group)  # found before the parameter of that name
+        if not (self.copied and torch.is_grad_enabled()):
+            return None
+        taken = [self._copied(value, group) if k in self.copied else value for k, value in enumerate(args)]
+        named = {name: self._copied(value, group) if name in self.copied else value for name, value in kwargs.items()}
+        return tuple(taken), named
+
+    def leave(self, module: nn.Module, args: Any, out: Any) -> Any:
+        """After the module's forward, even where that raised."""
+        for name in self._changed():
+            vars(module).pop(name, None)
+        if not self.reduced or out is None:
+            return None
+        self.group.require(self.owner, "its result is a sum over the ranks, which needs an all-reduce")
+        leaves, shape = pytree.tree_flatten(out)
+        return pytree.tree_unflatten(
+            [sum_over(leaf, self.group) if k in self.reduced else leaf for k, leaf in enumerate(leaves)], shape
+        )
+
+    def _changed(self) -> list[str]:
+        """The parameters that the module does not use as they are held."""
+        return [
+            *self.summed,
+            *self.once,
+            *(name for name, cut in self.slices.items() if max(cut.copies, default=1) > 1),
+        ]
+
+    def _used(self, module: nn.Module, name: str, group: Group) -> Tensor:
+        parameter = module._parameters[name]
+        assert parameter is not None
+        if name in self.once:
+            return once(parameter, group)
+        if not (torch.is_grad_enabled() and parameter.requires_grad):
+            return parameter
+        group.require(self.owner, f"the gradient of {name} is a sum over the ranks, which needs an all-reduce")
+        return copy_in(parameter, group) if name in self.summed else shared(parameter, self.slices[name], group)
+
+    def _copied(self, value: Any, group: Group) -> Any:
+        def copied(leaf: Any) -> Any:
+            if not (isinstance(leaf, Tensor) and leaf.requires_grad):
+                return leaf
+            group.require(self.owner, "the gradient of its input is a sum over the ranks, which needs an all-reduce")
+            return copy_in(leaf, group)
+
+        return pytree.tree_map(copied, value)
+
+
+def once(x: Tensor, group: Group) -> Tensor:
+    """A whole value that is added to a sum over the ranks: itself on rank 0, zeros elsewhere.
+
+    The gradient of the sum is replicated, so every rank has the whole gradient of the value without asking the others.
+    """
+    term: Tensor = _Once.apply(x, group)
+    return term
+
+
+def shared(parameter: Tensor, placement: Shard, group: Group) -> Tensor:
+    """A parameter of which other ranks hold some slices too: the gradients of these are summed over their holders."""
+    P = group.size
+    sizes = tuple(size * c // P for size, c in zip(placement.sizes, placement.copies, strict=True))
+    groups = tuple(neighbours(group, c) if c > 1 else None for c in placement.copies)
+    used: Tensor = _Shared.apply(parameter, placement.dim, sizes, groups)
+    return used
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        return x.view_as(x) if group.rank == 0 else torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, sizes: tuple[int, ...], groups: tuple[Group | None, ...]) -> Tensor:
+        ctx.dim, ctx.sizes, ctx.groups = dim, sizes, groups
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        parts = zip(grad.split(ctx.sizes, ctx.dim), ctx.groups, strict=True)
+        return torch.cat([p if group is None else sum_over(p, group) for p, group in parts], ctx.dim), None, None, None

@@ -110,10 +110,10 @@ def report_of(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for path, module in model.named_modules():
         own = {names[id(p)]: p for p in module._parameters.values() if p is not None}
-        for head, members in told.units(path, module, own):
-            new = {name: own[name] for name in members if id(own[name]) not in counted}
+        for name, head, members in told.units(path, module, own):
+            new = {each: own[each] for each in members if id(own[each]) not in counted}
             counted |= {id(parameter) for parameter in new.values()}
-            entries.append(told.entry(path, module, head, own[head], new, len(members) == len(own)))
+            entries.append(told.entry(path, name, head, own[head], new))
     others = [parameter for parameter in model.parameters() if id(parameter) not in counted]
     return Report(P, tuple(entries), _bytes(others))
 
@@ -136,30 +136,30 @@ class _Teller:
 
     def units(
         self, path: str, module: nn.Module, own: Mapping[str, nn.Parameter]
-    ) -> Iterator[tuple[str, Sequence[str]]]:
-        """What gets an entry of its own: a parameter, and those that are told of with it."""
+    ) -> Iterator[tuple[str, str, Sequence[str]]]:
+        """What gets an entry of its own: its name, its main parameter, and all that are told of with it."""
         linear = isinstance(module, nn.Linear)
         heads = [name for name in own if name in self.products or (linear and own[name].dim() == 2)]
         if len(heads) == 1:
-            yield heads[0], [*own]
+            yield path or type(module).__name__, heads[0], [*own]
             return
         for name in own:
             if name in heads or name in self.changes.parameters or self._summed(path, name):
-                yield name, [name]
+                yield name, name, [name]
 
     def entry(
         self,
         path: str,
-        module: nn.Module,
+        name: str,
         head: str,
         parameter: nn.Parameter,
         members: Mapping[str, nn.Parameter],
-        alone: bool,
     ) -> Entry:
+        """The entry of one of the units."""
         style, reason = self._style(path, head), self.notes.get(head, "")
         forward, backward = self._collectives(path, style, head)
         layer = self.changes.layers.get(path)
-        after = [self.changes.parameters.get(name, each) for name, each in members.items()]
+        after = [self.changes.parameters.get(member, each) for member, each in members.items()]
         if style == _WHOLE:
             reason = self.why.get(head, self.otherwise)
         if not members:
@@ -168,7 +168,7 @@ class _Teller:
         if copies > 1:
             reason = "; ".join(filter(None, (f"each slice is on up to {copies} ranks", reason)))
         return Entry(
-            (path or type(module).__name__) if alone else head,
+            name,
             style,
             tuple(parameter.shape),
             _bytes(members.values()),

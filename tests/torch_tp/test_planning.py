@@ -84,17 +84,32 @@ def test_a_chain_is_found(model: Model, chains: list[tuple[str, str]]) -> None:
 
 
 WHOLE: list[tuple[str, Model, str, str]] = [
-    ("output", Model(lambda m, x: m.a(x), 1), "a", "it is part of the model's output"),
-    ("output as well", Model(lambda m, x: (h := m.a(x), m.b(h))), "a", "it is part of the model's output"),
-    ("norm", Model(lambda m, x: m.b(m.norm(m.a(x)))), "a", "a norm runs over its cut (in norm)"),
+    ("output", Model(lambda m, x: m.a(x), 1), "a", "its output is part of the model's output"),
+    ("output as well", Model(lambda m, x: (h := m.a(x), m.b(h))), "a", "its output is part of the model's output"),
+    (
+        "norm",
+        Model(lambda m, x: m.b(m.norm(m.a(x)))),
+        "a",
+        "a norm runs over its cut (aten.native_layer_norm, in norm)",
+    ),
     ("softmax", Model(lambda m, x: m.b(m.a(x).softmax(-1))), "a", "a softmax runs over its cut"),
     ("mean", Model(lambda m, x: m.b(m.a(x) - m.a(x).mean(-1, keepdim=True))), "a", "aten.mean runs over its cut"),
-    ("residual", Model(lambda m, x: m.b(x + m.a(x))), "a", "it meets a value that is not cut"),
+    ("residual", Model(lambda m, x: m.b(x + m.a(x))), "a", "its output meets a value that is not cut"),
     ("slice", Model(lambda m, x: m.b(m.a(x)[..., 2:10]), a=(8, 12)), "a", "a slice is taken along its cut"),
-    ("entry", Model(lambda m, x: m.b(x * m.a(x)[..., :1])), "a", "a slice is taken along its cut"),
+    ("entry", Model(lambda m, x: m.b(x * m.a(x)[..., :1])), "a", "its output meets a value that is not cut (aten.mul)"),
     ("joined", Model(lambda m, x: m.b(torch.cat([m.a(x), m.a(x)], -1)), b=(16, 8)), "a", "along its cut"),
-    ("joined with", Model(lambda m, x: m.b(torch.cat([m.a(x), x], 1))), "a", "it is joined with what is not cut"),
-    ("stacked with", Model(lambda m, x: m.b(torch.stack([m.a(x), x], 1))), "a", "it is stacked with what is not cut"),
+    (
+        "joined with",
+        Model(lambda m, x: m.b(torch.cat([m.a(x), x], 1))),
+        "a",
+        "its output is joined with what is not cut",
+    ),
+    (
+        "stacked with",
+        Model(lambda m, x: m.b(torch.stack([m.a(x), x], 1))),
+        "a",
+        "its output is stacked with what is not cut",
+    ),
     ("transposed", Model(lambda m, x: m.b(m.a(x).view(2, 3, 4, 2).mT.flatten(2))), "a", "its blocks are not those"),
     (
         "mixed",
@@ -108,11 +123,16 @@ WHOLE: list[tuple[str, Model, str, str]] = [
         "a",
         "a sum over the ranks that is still to come",
     ),
-    ("unknown", Model(lambda m, x: m.b(m.a(x).sort(-1).values)), "a", "nothing is known of aten.sort"),
+    ("ordered", Model(lambda m, x: m.b(m.a(x).sort(-1).values)), "a", "entries are ordered along its cut (aten.sort)"),
     ("heads", Model(lambda m, x: m.b(m.a(x).view(2, 3, 1, 8).flatten(2))), "", ""),
     ("odd", Model(lambda m, x: m.b(m.a(x)), a=(8, 5), b=(5, 8)), "a", "P = 2 does not divide its 5 features"),
     ("no taker", Model(lambda m, x: (m.a(x), m.b(x))[1].relu(), b=(8, 8)), "a", "no linear takes its output up"),
-    ("three in a row", Model(lambda m, x: m.c(m.b(m.a(x))), 3, c=(8, 2)), "c", "it is part of the model's output"),
+    (
+        "three in a row",
+        Model(lambda m, x: m.c(m.b(m.a(x))), 3, c=(8, 2)),
+        "c",
+        "its output is part of the model's output",
+    ),
     ("whole size", Model(lambda m, x: m.b(m.a(x).view(2, 3, 4, 2).flatten(2))), "a", "with the shapes of one rank the"),
     ("used twice", Model(lambda m, x: m.b(m.a(x)) + m.a.weight.sum()), "a", "aten.sum.default uses its weight"),
     ("tied", Model(lambda m, x: m.b(F.relu(m.a(x))) @ m.b.weight), "a", "b.weight: aten."),
@@ -215,8 +235,6 @@ def test_a_report_can_be_read() -> None:
     model = torch_tp.parallelize(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)), rank=1, world_size=2)
     told = str(model.tp_report).splitlines()
 
-    assert told[0] == (
-        "2 of 2 linears are cut over P = 2 ranks; a rank holds 236 B of 440 B (100.0 % of all parameters lie in slices)"
-    )
+    assert told[0] == ("P = 2: 2 of 2 are cut; a rank holds 236 B of 440 B (100.0 % of all parameters lie in slices)")
     assert re.sub(" +", " ", told[1]) == "0 column [6, 8] 216 B -> 108 B backward: all-reduce of the input's gradient"
     assert re.sub(" +", " ", told[2]) == "2 row [8, 6] 224 B -> 128 B forward: all-reduce of the output"

@@ -8,6 +8,6 @@ with the reason.
 """
 
 from torch_tp.planning.chains import Chain, Region, Slice
-from torch_tp.planning.derive import Derived, derive, local_shapes, resize
+from torch_tp.planning.proof import Derived, derive, local_shapes, resize
 
 __all__ = ["Chain", "Derived", "Region", "Slice", "derive", "local_shapes", "resize"]

@@ -76,6 +76,7 @@ def candidates(run: Run) -> tuple[list[Chain], dict[str, str]]:
     """
     found: list[Chain] = []
     why: dict[str, str] = {}
+    taken: dict[str, str] = {}
     for labels in run.ledger.groups():
         members = frozenset(labels)
         started = sorted({split_label(label)[0] for label in members & run.ledger.started})
@@ -87,6 +88,8 @@ def candidates(run: Run) -> tuple[list[Chain], dict[str, str]]:
         else:
             own = {split_label(label)[0]: run.ledger.lost.get(label) for label in members & run.ledger.started}
             why |= {name: own[name] or made for name in started}
+            rows = {split_label(label)[0] for label in (members & run.ledger.taken) - run.ledger.started}
+            taken |= {name: made for name in rows & run.products.keys() if name not in started}
     kept: list[Chain] = []
     for chain in sorted(found, key=lambda chain: -_elements(run, chain)):
         reason = next(filter(None, (_conflict(run, chain, other) for other in kept)), "")
@@ -94,6 +97,8 @@ def candidates(run: Run) -> tuple[list[Chain], dict[str, str]]:
             why |= dict.fromkeys(chain.columns, reason)
         else:
             kept.append(chain)
+    for name, reason in taken.items():
+        why[name] = f"as a column: {why.get(name, 'no linear takes its output up')}; as a row: {reason}"
     return kept, why
 
 
@@ -111,6 +116,8 @@ def _chain(run: Run, members: frozenset[str], started: Sequence[str]) -> Chain |
     slices: dict[str, Slice] = {}
     for label in sorted(members):
         name, dim = split_label(label)
+        if name.startswith("#"):
+            continue  # no parameter
         if name in slices:
             return f"{name} would be cut along two dimensions"
         sizes = tuple(stop - start for start, stop in ledger.parts(label))

@@ -54,6 +54,7 @@ def through_view(
     lost: Callable[[str, str], None],
     blocks: Callable[[str, Place, int], int] = lambda *_: 1,
     spread: frozenset[int] = frozenset(),
+    single: Callable[[str], bool] = lambda _: False,
 ) -> Cuts:
     """The cuts of a view of a shape as another.
 
@@ -61,13 +62,20 @@ def through_view(
         lost: told of each label that ends up across dimensions, and why.
         blocks: told how many blocks of a label there are in a dimension; says how many copies of each the ranks hold.
         spread: dimensions along which all entries are equal, because they were expanded.
+        single: asked whether a label whose blocks could be one alone, in a dimension of one entry, is to be seen so.
     """
     seen: dict[int, dict[str, Place]] = {}
     for old, new in _groups(before, after) if cuts else ():
         for dim in cuts.keys() & set(old):
             ahead = math.prod(before[k] for k in old if k < dim)
             for label, place in cuts[dim].items():
-                where = _placed(ahead * place.outer, [(k, after[k]) for k in new])
+                position, dims = ahead * place.outer, [(k, after[k]) for k in new]
+                alone = _single(position, dims) if place.held else None
+                if alone is not None and single(label):
+                    seen.setdefault(alone, {})[label] = replace(place, outer=1)
+                    blocks(label, place, 1)
+                    continue
+                where = _placed(position, dims)
                 if where is None:
                     lost(label, f"a view of {list(before)} as {list(after)} mixes what is cut with what is not")
                     continue
@@ -85,6 +93,16 @@ def through_view(
 def _repeated(dim: int, old: Sequence[int], before: Sequence[int], spread: frozenset[int]) -> int:
     """How often entries along a dimension are repeated by the next one in the same run of dimensions."""
     return before[dim + 1] if dim + 1 in old and dim + 1 in spread else 1
+
+
+def _single(position: int, dims: Sequence[tuple[int, int]]) -> int | None:
+    """The dimension of one entry, new or old, in which one block lies that follows `position` outer indices."""
+    ahead = 1
+    for dim, size in dims:
+        if ahead == position and size == 1 and len(dims) > 1:
+            return dim
+        ahead *= size
+    return None
 
 
 def _placed(position: int, dims: Sequence[tuple[int, int]]) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -20,6 +20,8 @@ class Ledger:
     Attributes:
         P: the number of ranks.
         sizes: label -> size of the parameter's dimension.
+        alone: labels that are to be seen as one block, with copies on all ranks, where they can be.
+        doubtful: labels that can be.
         lost: label -> why it cannot be cut.
         started: labels that a product's free dimension has, with which a cut can start.
         reduced: module -> labels over which its results are summed when it returns.
@@ -27,7 +29,9 @@ class Ledger:
     """
 
     P: int
-    sizes: Mapping[str, int]
+    sizes: dict[str, int]
+    alone: frozenset[str] = frozenset()
+    doubtful: set[str] = field(default_factory=set[str])
     lost: dict[str, str] = field(default_factory=dict[str, str])
     started: set[str] = field(default_factory=set[str])
     reduced: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
@@ -73,6 +77,11 @@ class Ledger:
         """The labels over which a sum has run since this was last asked."""
         taken, self._now = frozenset(self._now), set()
         return taken
+
+    def single(self, label: str) -> bool:
+        """Whether a label that could be one block alone is to be seen so."""
+        self.doubtful.add(label)
+        return label in self.alone
 
     def blocks(self, label: str, place: Place, count: int) -> int:
         """So many blocks lie in a dimension; returns how many copies of each the ranks hold."""
@@ -130,7 +139,7 @@ class Ledger:
                     self.lose([other for other, _ in together], f"{label}: {why}")
         for together in self._meets:
             if len({self.layout(label, place) for label, place in together}) > 1:
-                self.lose([label for label, _ in together], "it meets what is cut in other slices")
+                self.lose([label for label, _ in together], "its output meets what is cut in other slices")
 
     def layout(self, label: str, place: Place) -> Layout:
         """In what shares a value with this label at this place is cut."""
@@ -154,7 +163,7 @@ class Ledger:
     def _undivided(self, label: str, count: int) -> str:
         if count == self.sizes[label]:
             return f"P = {self.P} does not divide its {count} features"
-        return f"it is used as {count} blocks, such as heads, which P = {self.P} does not divide"
+        return f"its output is used as {count} blocks, such as heads, which P = {self.P} does not divide"
 
     def _copies(self, count: int) -> int:
         if count % self.P == 0:

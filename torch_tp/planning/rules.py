@@ -7,7 +7,7 @@ operation runs across a cut, it says which labels are lost; the others go on.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +36,9 @@ class Notes(Protocol):
 
     def contract(self, places: Sequence[tuple[str, Place]]) -> None:
         """These are cut together, in even slices, and a sum runs over them."""
+
+    def single(self, label: str) -> bool:
+        """Whether a label is to be seen as one block alone, with copies on all ranks."""
 
     def blocks(self, label: str, place: Place, count: int) -> int:
         """So many blocks lie in a dimension; returns how many copies of each the ranks hold."""
@@ -131,9 +134,12 @@ def _pointwise(call: Call) -> Sequence[Cuts]:
         parts = []
         for tensor in call.tensors:
             own = dim - (len(shape) - tensor.dim())
-            if own >= 0 and (tensor.shape[own] != 1 or shape[dim] == 1):
-                parts.append(call.cuts_of(tensor).get(own, {}))
-        found[dim] = united(call.notes, parts, "it meets a value that is not cut")
+            labels = call.cuts_of(tensor).get(own, {})
+            if own >= 0 and labels and tensor.shape[own] != shape[dim]:
+                parts.append(_spread(call, labels, shape[dim]))
+            elif own >= 0 and (labels or tensor.shape[own] != 1):
+                parts.append(labels)
+        found[dim] = united(call.notes, parts, "its output meets a value that is not cut")
     return [found]
 
 
@@ -153,14 +159,29 @@ def _view(call: Call) -> Sequence[Cuts]:
             lambda label, why: notes.lose([label], why),
             notes.blocks,
             notes.spread_of(x),
+            notes.single,
         )
     ]
 
 
 @_of(aten.expand)
 def _expand(call: Call) -> Sequence[Cuts]:
-    more = call.results[0].dim() - call.args[0].dim()
-    return [{dim + more: labels for dim, labels in call.first.items()}]
+    x, y = call.args[0], call.results[0]
+    more = y.dim() - x.dim()
+    return [
+        {
+            dim + more: labels if x.shape[dim] == y.shape[dim + more] else _spread(call, labels, y.shape[dim + more])
+            for dim, labels in call.first.items()
+        }
+    ]
+
+
+def _spread(call: Call, labels: Labels, size: int) -> Labels:
+    """One block of which all ranks have a copy, repeated: each has its share of the repetitions."""
+    found = {label: replace(place, held=False) for label, place in labels.items()}
+    for label, place in found.items():
+        call.notes.blocks(label, place, size)
+    return found
 
 
 @_of(aten.t)
@@ -198,6 +219,17 @@ def _within(call: Call, dim: int, start: int, stop: int, why: str) -> Cuts:
     return {**call.first, dim: kept}
 
 
+def _strided(call: Call, dim: int, start: int, step: int) -> Cuts:
+    """Of every rank's entries the same ones are taken, if its slice has a whole number of steps."""
+    size = call.args[0].shape[dim]
+    whole = start < step and size % step == 0 and call.results[0].shape[dim] == size // step
+    if not whole:
+        return call.without(call.first, [dim], "a slice with a step is taken along its cut")
+    for label, place in call.first[dim].items():
+        call.notes.blocks(label, place, size // step // place.outer)
+    return call.first
+
+
 @_of(aten.slice)
 def _slice(call: Call) -> Sequence[Cuts]:
     dim, x = call.dim(), call.args[0]
@@ -206,7 +238,7 @@ def _slice(call: Call) -> Sequence[Cuts]:
     start, step = call.argument(2, "start") or 0, call.argument(4, "step", 1)
     start = max(0, start + x.shape[dim] if start < 0 else start)
     if step != 1:
-        return [call.without(call.first, [dim], "a slice with a step is taken along its cut")]
+        return [_strided(call, dim, start, step)]
     return [_within(call, dim, start, start + call.results[0].shape[dim], "a slice is taken along its cut")]
 
 
@@ -229,7 +261,7 @@ def _split(call: Call) -> Sequence[Cuts]:
         return [call.first] * len(call.results)
     cuts, start = [], 0
     for part in call.results:
-        cuts.append(_within(call, dim, start, start + part.shape[dim], "it is split along its cut"))
+        cuts.append(_within(call, dim, start, start + part.shape[dim], "its output is split along its cut"))
         start += part.shape[dim]
     return cuts
 
@@ -240,11 +272,13 @@ def _cat(call: Call) -> Sequence[Cuts]:
     along = int(call.argument(1, "dim", 0)) % dims
     parts = [tensor for tensor in call.args[0] if tensor.dim() == dims]  # torch takes an empty vector as nothing
     for part in parts:
-        call.notes.lose(call.cuts_of(part).get(along, {}), "it is joined with others along its cut")
+        call.notes.lose(call.cuts_of(part).get(along, {}), "its output is joined with others along its cut")
     return [
         {
             dim: united(
-                call.notes, [call.cuts_of(part).get(dim, {}) for part in parts], "it is joined with what is not cut"
+                call.notes,
+                [call.cuts_of(part).get(dim, {}) for part in parts],
+                "its output is joined with what is not cut",
             )
             for dim in range(dims)
             if dim != along
@@ -259,7 +293,9 @@ def _stack(call: Call) -> Sequence[Cuts]:
     return [
         {
             dim + (dim >= new): united(
-                call.notes, [call.cuts_of(part).get(dim, {}) for part in parts], "it is stacked with what is not cut"
+                call.notes,
+                [call.cuts_of(part).get(dim, {}) for part in parts],
+                "its output is stacked with what is not cut",
             )
             for dim in range(dims - 1)
         }
@@ -271,15 +307,36 @@ def _softmax(call: Call) -> Sequence[Cuts]:
     return [call.without(call.first, [call.dim()], "a softmax runs over its cut")]
 
 
-@_of(aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.any, aten.all, aten.linalg_vector_norm, aten.logsumexp)
+@_of(aten.topk, aten.sort)
+def _ordered(call: Call) -> Sequence[Cuts]:
+    dim = call.dim(2 if call.func.overloadpacket is aten.topk else 1, default=-1)
+    return [call.without(call.first, [dim], "entries are ordered along its cut")] * 2
+
+
+@_of(
+    aten.max,
+    aten.min,
+    aten.mean,
+    aten.sum,
+    aten.amax,
+    aten.amin,
+    aten.var,
+    aten.any,
+    aten.all,
+    aten.linalg_vector_norm,
+    aten.logsumexp,
+)
 def _reduction(call: Call) -> Sequence[Cuts]:
     count = call.args[0].dim()
+    if call.func in (aten.max.other, aten.min.other):
+        return _pointwise(call)
     given = call.argument(2 if call.func.overloadpacket is aten.linalg_vector_norm else 1, "dim")
     listed = range(count) if given is None else [given] if isinstance(given, int) else given or range(count)
     gone = {dim % count for dim in listed} if count else set()
     rest = call.without(call.first, gone, f"{call.func.overloadpacket} runs over its cut")
     kept = call.results[0].dim() == count
-    return [{dim if kept else dim - sum(n < dim for n in gone): labels for dim, labels in rest.items()}]
+    found = {dim if kept else dim - sum(n < dim for n in gone): labels for dim, labels in rest.items()}
+    return [found] * len(call.results)
 
 
 @_of(aten.native_layer_norm, aten._fused_rms_norm)
@@ -314,7 +371,7 @@ def product_cuts(call: Call, x: Tensor, y: Tensor) -> Cuts:
             own = dim - (call.results[0].dim() - added.dim())
             if own >= 0 and added.shape[own] != 1:
                 parts = [found.get(dim, {}), call.cuts_of(added).get(own, {})]
-                found[dim] = united(notes, parts, "it is added to a product that is not cut")
+                found[dim] = united(notes, parts, "its output is added to a product that is not cut")
     return found
 
 
@@ -379,7 +436,7 @@ def _cumsum(call: Call) -> Sequence[Cuts]:
 def _pad(call: Call) -> Sequence[Cuts]:
     count, pad = call.args[0].dim(), call.args[1]
     wide = [count - 1 - k // 2 for k, size in enumerate(pad) if size]
-    return [call.without(call.first, wide, "it is padded along its cut")]
+    return [call.without(call.first, wide, "its output is padded along its cut")]
 
 
 @_of(aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like)
@@ -410,7 +467,9 @@ def _convolution(call: Call) -> Sequence[Cuts]:
             call.notes.lose(channels, "a convolution has groups of several channels")
             channels = {}
     if isinstance(bias, Tensor):
-        channels = united(call.notes, [channels, call.cuts_of(bias).get(0, {})], "it is added to what is not cut")
+        channels = united(
+            call.notes, [channels, call.cuts_of(bias).get(0, {})], "its output is added to what is not cut"
+        )
     return [{0: a.get(0, {}), 1: channels}]
 
 

@@ -7,6 +7,7 @@ operations take them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ aten = torch.ops.aten
 _NO_GRADIENT = frozenset(
     {aten.detach, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.bernoulli_}
 )
+
+
+_CHOOSES = frozenset({aten.embedding, aten.index, aten.index_select})
+_UNIFORM = frozenset({aten.zeros, aten.ones, aten.full})
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,9 @@ class Run:
     _terms: dict[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
     _sources: dict[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
     _differentiable: set[int] = field(default_factory=set[int])
+    _straight: set[int] = field(default_factory=set[int])
+    _given: set[int] = field(default_factory=set[int])
+    _doing: str = ""
     _spread: dict[int, frozenset[int]] = field(default_factory=dict[int, frozenset[int]])
     _alive: list[Any] = field(default_factory=list[Any])
     _within: bool = False
@@ -143,8 +151,10 @@ class Run:
 
     def lose(self, labels: Collection[str], why: str) -> None:
         """These cannot be cut; the place is added to the reason."""
-        where = f" (in {self.path[-1]})" if self.path and self.path[-1] else ""
-        self.ledger.lose(labels, why + where)
+        place = f"in {self.path[-1]}" if self.path and self.path[-1] else ""
+        where = ", ".join(filter(None, (self._doing, place)))
+        why += f" ({where})" if where else ""
+        self.ledger.lose(labels, why)
 
     def meet(self, places: Sequence[tuple[str, Place]]) -> None:
         """These are cut together, in the same manner."""
@@ -153,6 +163,9 @@ class Run:
     def contract(self, places: Sequence[tuple[str, Place]]) -> None:
         """These are cut together, in even slices, and a sum runs over them."""
         self.ledger.contract(places)
+
+    def single(self, label: str) -> bool:
+        return self.ledger.single(label)
 
     def blocks(self, label: str, place: Place, count: int) -> int:
         return self.ledger.blocks(label, place, count)
@@ -165,11 +178,14 @@ class Run:
     def begin(self, tensor: Tensor, name: str | None = None) -> None:
         """A tensor that is there before the run: a parameter, if it has a name."""
         self._alive.append(tensor)
+        if name is None:
+            self._given.add(id(tensor))
         if not tensor.is_floating_point():
             return
         self._differentiable.add(id(tensor))
         if name is not None:
             self._sources[id(tensor)] = frozenset([name])
+            self._straight.add(id(tensor))
             if name not in self._of_layers:
                 self._cuts[id(tensor)] = {d: {label_of(name, d): Place()} for d in range(tensor.dim())}
 
@@ -189,7 +205,7 @@ class Run:
         return y
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
-        name = self.names[id(weight)]
+        name, self._doing = self.names[id(weight)], ""
         last, cuts = x.dim() - 1, dict(self.cuts_of(x))
         taken = cuts.pop(last, {})
         if not self.path or self.path[-1] != self.layers[name]:
@@ -202,6 +218,7 @@ class Run:
         self.ledger.started.add(label_of(name, 0))
         self._keep(y, {**cuts, last: {label_of(name, 0): Place()}})
         self._differentiable.add(id(y))
+        self._given.add(id(y))
         # The layer sums its input's gradient, but its own parameters' it takes as they are.
         rest = frozenset[str]().union(*cuts.values())
         for parameter in (weight, *([] if bias is None else [bias])):
@@ -218,6 +235,7 @@ class Run:
             self._step(str(func), results)
             return
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._doing = str(func.overloadpacket)
         for tensor in tensors:
             if weight := self._of_layers.get(self.names.get(id(tensor), "")):
                 self.lose([label_of(weight, 0), label_of(weight, 1)], f"{func} uses its weight or bias too")
@@ -233,8 +251,17 @@ class Run:
             terms = self._summed(call)
             if terms and any(result is args[0] for result in results) and terms != self.terms_of(args[0]):
                 self.lose(terms, f"{func} writes a sum over the ranks that is still to come into what is whole")
+        if func.overloadpacket in _UNIFORM:
+            found = [self._uniform(results[0])]
         self._after(call, tensors, results, found, terms)
         self._step(str(func), results)
+
+    def _uniform(self, tensor: Tensor) -> Cuts:
+        """The cuts of a value whose entries are all equal: code that makes it can make a rank's as well."""
+        name = f"#{len(self._alive)}"
+        labels = {dim: label_of(name, dim) for dim, size in enumerate(tensor.shape) if size % self.ledger.P == 0}
+        self.ledger.sizes |= {label: tensor.shape[dim] for dim, label in labels.items()}
+        return {dim: {label: Place()} for dim, label in labels.items()}
 
     def grouped(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """A product of rows with one matrix of several for each, whose own stand-in asks for a dtype."""
@@ -243,6 +270,7 @@ class Run:
         y = torch.empty((*x.shape[:-1], w.shape[-1]), dtype=x.dtype, device=x.device)
         self._within = False
         if self.follow:
+            self._doing = "a grouped product"
             call = Call(aten._grouped_mm.default, (x, w), {}, [x, w], [y], self)
             self._started(call.func, [x, w])
             cuts = [product_cuts(call, x, w)]
@@ -260,15 +288,23 @@ class Run:
     ) -> None:
         gradient = [t for t in tensors if id(t) in self._differentiable]
         flows = bool(gradient) and call.func.overloadpacket not in _NO_GRADIENT
-        alone = flows and all(id(t) in self._sources for t in gradient)
+        given = any(id(t) in self._given for t in tensors)
+        # Of which entries are chosen, that is a parameter's alone still; else what the model is given mixes in.
+        chosen = call.func.overloadpacket in _CHOOSES and len(gradient) == 1
+        alone = flows and (not given or chosen) and all(id(t) in self._sources for t in gradient)
+        straight = (chosen or call.func.overloadpacket in LINEAR) and all(id(t) in self._straight for t in gradient)
         spread = self._spreading(call)
         for result, cuts in zip(results, found, strict=False):
             self._keep(result, cuts)
             self._terms[id(result)] = terms
+            if given:
+                self._given.add(id(result))
             if flows and result.is_floating_point():
                 self._differentiable.add(id(result))
             if alone:
                 self._sources[id(result)] = frozenset[str]().union(*(self._sources[id(t)] for t in gradient))
+                if straight:
+                    self._straight.add(id(result))
             elif id(result) in self._sources:  # written in place
                 del self._sources[id(result)]
             if spread:
@@ -333,7 +369,7 @@ class Run:
             return before
         if kind in ADDS and len({self.terms_of(t) for t in given}) == 1 and not new:
             whole = [t for t in call.tensors if not self.terms_of(t)]
-            if all(id(t) in self._sources for t in whole) and len(whole) == 2 - len(given):
+            if all(id(t) in self._straight for t in whole) and len(whole) == 2 - len(given):
                 return before
         self.lose(before | new, f"a sum over the ranks is still to come where {kind} needs it")
         return frozenset()
@@ -352,12 +388,12 @@ class Run:
             once = of_sum if (adds or tensor is added) and not self.terms_of(tensor) else frozenset[str]()
             met |= of_sum - once
             sources = self._sources.get(id(tensor))
-            if sources is not None:
+            if sources is not None and (not once or id(tensor) in self._straight):
+                held = all(map(self._holding, sources))
                 for name in sources:
-                    if (met or once) and not self._holding(name):
-                        self.lose(met | once, f"it meets {name}, which is used outside the module that holds it")
-                    self._used(name, met, once)
-                continue
+                    self._used(name, met if held else frozenset(), once if held else frozenset())
+                if held:
+                    continue
             if once:
                 self.lose(once, "a value is added to a sum over the ranks that is still to come")
             if met:
@@ -371,7 +407,7 @@ class Run:
         owners = set[str]().union(*self.products.values())
         inner = next((path for path in reversed(self.path) if path in owners), None)
         if inner is None:
-            self.lose(labels, "a value that is not cut, but has a gradient, meets it")
+            self.lose(labels, "a value that is not cut, but has a gradient, meets its output")
         else:
             self.regions.setdefault(inner, set()).update(labels)
 
@@ -414,7 +450,7 @@ class Run:
     def _taken_in(self, gradient: Sequence[Tensor]) -> None:
         """Note the running modules that compute with what they neither made nor were given."""
         for tensor in gradient:
-            if id(tensor) not in self._sources:
+            if id(tensor) not in self.names:
                 born = self._born.get(id(tensor), 0)
                 self.strangers.update(
                     path for path, start, given in self._frames if born < start and id(tensor) not in given
@@ -422,9 +458,10 @@ class Run:
 
     def end(self, out: Any) -> None:
         """The model returns."""
+        self._doing = ""
         for leaf in pytree.tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self.lose(self.labels_of(leaf), "it is part of the model's output")
+                self.lose(self.labels_of(leaf), "its output is part of the model's output")
 
     def _step(self, operation: str, results: Sequence[Tensor]) -> None:
         shapes = tuple(tuple(result.shape) for result in results)
@@ -484,11 +521,14 @@ def run_of(
     kwargs: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     check: Callable[[Step], None] = lambda step: None,
+    path: list[str] | None = None,
+    alone: frozenset[str] = frozenset(),
 ) -> Run:
     """Run a module without data, in evaluation mode, and note what is said of its parameters' dimensions.
 
-    With `shapes`, those of parameters in place of their own, only the steps are noted. Raises whatever the module
-    raises: control flow that depends on data does.
+    With `shapes`, those of parameters in place of their own, only the steps are noted. `path` is where to keep the
+    modules that run. Labels in `alone` are seen as one block with copies on all ranks, where they can be. Raises
+    whatever the module raises: control flow that depends on data does.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -502,7 +542,8 @@ def run_of(
             held[id(named[name])] = held[id(named[name])].new_empty(shape)
     sizes = {label_of(name, dim): size for name, p in named.items() for dim, size in enumerate(p.shape)}
     names = {id(held[id(p)]): name for name, p in named.items()}
-    run = Run(model, names, layers_of(model), Ledger(P, sizes), follow=shapes is None, check=check)
+    run = Run(model, names, layers_of(model), Ledger(P, sizes, alone), follow=shapes is None, check=check)
+    run.path = [] if path is None else path
     given, further = pytree.tree_map(without_data, (tuple(args), dict(kwargs)))
     for name, parameter in named.items():
         run.begin(held[id(parameter)], name)
@@ -514,6 +555,7 @@ def run_of(
         entered.enter_context(_modules(model, run))
         entered.enter_context(torch.no_grad())
         entered.enter_context(_in_place_of(model, held))
+        entered.enter_context(_quiet())
         for mode in (fake, _Operations(run), _Functions(run)):
             entered.enter_context(mode)
         out = model(*given, **further)
@@ -521,6 +563,18 @@ def run_of(
         run.end(out)
         run.ledger.judge()
     return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While it lasts, torch does not log what a stand-in for an operation refuses: it is raised, too."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 @contextmanager

@@ -49,6 +49,11 @@ def derive(model: nn.Module, P: int, args: Sequence[Any] = (), kwargs: Mapping[s
     """
     run = run_of(model, P, args, kwargs or {})
     chains, why = candidates(run)
+    if alone := frozenset(run.ledger.doubtful & run.ledger.lost.keys()):
+        second = run_of(model, P, args, kwargs or {}, alone=alone)
+        others, reasons = candidates(second)
+        if sum(len(chain.slices) for chain in others) > sum(len(chain.slices) for chain in chains):
+            run, chains, why = second, others, reasons
     kept: list[Chain] = []
     for chain, reason in _confirmed(_Trial(model, run, P, args, kwargs or {}), chains):
         if reason:
@@ -58,6 +63,21 @@ def derive(model: nn.Module, P: int, args: Sequence[Any] = (), kwargs: Mapping[s
     cut = {name for chain in kept for name in chain.slices}
     whole = {name: why.get(name, "no chain has it") for name in run.products if name not in cut}
     return Derived(kept, whole, run.products, {name: path for name, path in run.layers.items() if name in run.products})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the second run went.
+
+    Attributes:
+        why: where it parts from the first, or an empty string.
+        steps: how many operations were the same.
+        path: the modules that ran where it parted, the innermost last.
+    """
+
+    why: str
+    steps: int
+    path: tuple[str, ...] = ()
 
 
 class Parted(Exception):
@@ -74,11 +94,12 @@ class _Trial:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
 
-    def __call__(self, *chains: Chain) -> tuple[str, int]:
-        """Where the run with local shapes parts from the whole one, or an empty string; and after how many steps."""
+    def __call__(self, *chains: Chain) -> Outcome:
+        """How a run goes in which these have the shapes of one rank."""
         labels = frozenset[str]().union(*(chain.labels for chain in chains))
         expected = _computed(self.whole.steps)
         done = 0
+        path: list[str] = []
 
         def check(step: Step) -> None:
             nonlocal done
@@ -96,14 +117,16 @@ class _Trial:
 
         try:
             with resized(self.model, chains):
-                run_of(self.model, 1, self.args, self.kwargs, local_shapes(self.model, self.P, chains), check)
+                run_of(self.model, 1, self.args, self.kwargs, local_shapes(self.model, self.P, chains), check, path)
         except Parted as reason:
-            return str(reason), done
+            return Outcome(str(reason), done, tuple(path))
         except Exception as error:
             text = " ".join(str(error).split())[:200]
-            return f"with the shapes of one rank the model raises {type(error).__name__}: {text}", done
+            return Outcome(
+                f"with the shapes of one rank the model raises {type(error).__name__}: {text}", done, tuple(path)
+            )
         short = done < len(expected)
-        return "with the shapes of one rank the model makes fewer operations" if short else "", done
+        return Outcome("with the shapes of one rank the model makes fewer operations" if short else "", done)
 
     def _local(self, step: Step, labels: frozenset[str]) -> tuple[tuple[int, ...], ...]:
         return tuple(
@@ -137,19 +160,19 @@ class _Trial:
 
 def _confirmed(trial: _Trial, chains: list[Chain]) -> Iterator[tuple[Chain, str]]:
     """Each chain with the reason why local shapes do not do, or an empty string; one by one only where all do not."""
-    if not trial(*chains)[0]:
+    if not trial(*chains).why:
         yield from ((chain, "") for chain in chains)
         return
     # What does for one chain of some shapes is tried on all of them at once: a model has many that are alike.
     for first in {_shapes(chain): chain for chain in reversed(chains)}.values():
-        if trial(first)[0] and (fitting := _fitting(trial, first)):
+        if trial(first).why and (fitting := _fitting(trial, first)):
             chains = [_alike(trial.model, first, chain, fitting) for chain in chains]
-    if not trial(*chains)[0]:
+    if not trial(*chains).why:
         yield from ((chain, "") for chain in chains)
         return
     kept: list[Chain] = []
     for chain in chains:
-        why = trial(*kept, chain)[0]
+        why = trial(*kept, chain).why
         kept += [] if why else [chain]
         yield chain, why
 
@@ -158,44 +181,49 @@ def _shapes(chain: Chain) -> object:
     return tuple(chain.slices.values()), len(chain.columns)
 
 
+_TRIALS = 100
+
+
 def _fitting(trial: _Trial, chain: Chain) -> dict[Place, object]:
-    """Attributes with which the chain does, each step the one that brings the run the furthest; or none."""
-    changes = list(_changes(trial, chain))
-    chosen: dict[Place, object] = {}
-    reached = trial(chain)[1]
-    while True:
-        best: tuple[int, dict[Place, object]] | None = None
+    """Attributes with which the chain does, or none.
+
+    Those are changed that modules have which run where the second run parts; what brings it the furthest is followed up
+    first, and two at once are tried where one does not help.
+    """
+    options = trial.changed(chain)
+    seen: list[dict[Place, object]] = []
+    waiting: list[tuple[Outcome, dict[Place, object]]] = [(trial(chain), {})]
+    while waiting and len(seen) < _TRIALS:
+        before, chosen = waiting.pop(max(range(len(waiting)), key=lambda k: waiting[k][0].steps))
+        changes = [change for change in _changes(trial.model, options, before.path) if change[0] not in chosen]
         for count in (1, 2):
+            further = []
             for several in combinations(changes, count):
                 given = chosen | dict(several)
-                if len(given) != len(chosen) + count:
+                if len(given) < len(chosen) + count or given in seen or len(seen) >= _TRIALS:
                     continue
-                why, steps = trial(replace(chain, sizes=given))
-                if not why:
+                seen.append(given)
+                after = trial(replace(chain, sizes=given))
+                if not after.why:
                     return given
-                if steps > (best[0] if best else reached):
-                    best = steps, given
-            if best or len(changes) > 24:
+                if after.steps > before.steps:
+                    further.append((after, given))
+            waiting += further
+            if further:
                 break
-        if best is None:
-            return {}
-        reached, chosen = best
+    return {}
 
 
-def _changes(trial: _Trial, chain: Chain) -> Iterator[tuple[Place, object]]:
-    """Attributes to try with other values: those that hold the size of something that is cut."""
-    options = trial.changed(chain)
-    holder = _holder(chain)
-    paths = [holder, *(path for name in chain.slices for path in trial.whole.products.get(name, ()))]
-    for path in dict.fromkeys(paths):
-        module = trial.model.get_submodule(path)
-        if type(module) is nn.Linear:
-            continue
-        for name, value in _attributes(module):
+def _changes(
+    model: nn.Module, options: Mapping[int, Collection[int]], path: Sequence[str]
+) -> Iterator[tuple[Place, object]]:
+    """Attributes of running modules to try with other values: those that hold the size of something that is cut."""
+    for each in dict.fromkeys(reversed(path)):
+        for name, value in _attributes(model.get_submodule(each)):
             if type(value) is int:
-                yield from (((path, name), size) for size in sorted(options.get(value, ())))
-            elif isinstance(value, (list, tuple)) and options.keys() & {each for each in value if type(each) is int}:
-                yield (path, name), type(value)(min(options.get(each, {each})) for each in value)
+                yield from (((each, name), size) for size in sorted(options.get(value, ())))
+            elif isinstance(value, (list, tuple)) and options.keys() & {item for item in value if type(item) is int}:
+                yield (each, name), type(value)(min(options.get(item, {item})) for item in value)
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, object]]:

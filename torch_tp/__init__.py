@@ -35,6 +35,7 @@ from torch_tp.runtime import (
     init_tensor_parallel,
     synchronize_across_ranks,
 )
+from torch_tp.training import clip_grad_norm_
 from torch_tp.wrapper import DistributedModelWrapper
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "TensorParallelConfig",
     "all_reduce_sum",
     "broadcast_tensor",
+    "clip_grad_norm_",
     "copy",
     "gather",
     "get_tensor_parallel_config",

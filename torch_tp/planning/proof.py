@@ -187,15 +187,17 @@ _TRIALS = 100
 def _fitting(trial: _Trial, chain: Chain) -> dict[Place, object]:
     """Attributes with which the chain does, or none.
 
-    Those are changed that modules have which run where the second run parts; what brings it the furthest is followed up
-    first, and two at once are tried where one does not help.
+    Those are changed that modules of the chain have which run where the second run parts; what brings it the furthest
+    is followed up first, and two at once are tried where one does not help.
     """
-    options = trial.changed(chain)
+    options, holder = trial.changed(chain), _holder(chain)
     seen: list[dict[Place, object]] = []
     waiting: list[tuple[Outcome, dict[Place, object]]] = [(trial(chain), {})]
     while waiting and len(seen) < _TRIALS:
         before, chosen = waiting.pop(max(range(len(waiting)), key=lambda k: waiting[k][0].steps))
-        changes = [change for change in _changes(trial.model, options, before.path) if change[0] not in chosen]
+        changes = [
+            change for change in _changes(trial.model, options, _within(holder, before.path)) if change[0] not in chosen
+        ]
         for count in (1, 2):
             further = []
             for several in combinations(changes, count):
@@ -214,11 +216,16 @@ def _fitting(trial: _Trial, chain: Chain) -> dict[Place, object]:
     return {}
 
 
+def _within(holder: str, path: Sequence[str]) -> list[str]:
+    """The modules of a path that are in one of them, the innermost first."""
+    return [each for each in dict.fromkeys(reversed(path)) if f"{each}.".startswith(f"{holder}." if holder else "")]
+
+
 def _changes(
     model: nn.Module, options: Mapping[int, Collection[int]], path: Sequence[str]
 ) -> Iterator[tuple[Place, object]]:
     """Attributes of running modules to try with other values: those that hold the size of something that is cut."""
-    for each in dict.fromkeys(reversed(path)):
+    for each in path:
         for name, value in _attributes(model.get_submodule(each)):
             if type(value) is int:
                 yield from (((each, name), size) for size in sorted(options.get(value, ())))

@@ -37,11 +37,13 @@ class Report:
         world_size: P, the number of ranks that share the model.
         entries: its linears, in the order in which the model holds them.
         other_bytes: of all other parameters, which every rank holds whole.
+        verified: what `verify=True` found, the same on all ranks; empty without it.
     """
 
     world_size: int
     entries: Sequence[Entry]
     other_bytes: int
+    verified: str = ""
 
     @property
     def sharded_share(self) -> float:
@@ -65,6 +67,8 @@ class Report:
             sizes = f"{_size(entry.bytes_before)} -> {_size(entry.bytes_after)}"
             told = f"{entry.name:<{wide}}  {entry.style:<13} {list(entry.shape)!s:<15} {sizes}"
             lines.append("  ".join(filter(None, (told, collectives, entry.reason))))
+        if self.verified:
+            lines.append(f"verified: {self.verified}")
         return "\n".join(lines)
 
 

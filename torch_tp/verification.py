@@ -74,7 +74,7 @@ def verified(
         wrap()
         cut = _run(module, paths, given)
         verdict = _judged(module, group, dense, cut, bounds)
-        ratios, failed = _agreed(verdict, group)
+        ratios, failed = _agreed_or_not(verdict, group)
     except BaseException:
         kept.put_back()
         raise
@@ -480,6 +480,16 @@ def _off(expected: Tensor, actual: Tensor | None) -> float:
     if actual is None or actual.shape != expected.shape or actual.dtype != expected.dtype:
         return math.inf
     return deviation(actual, expected)
+
+
+def _agreed_or_not(verdict: _Verdict, group: Group) -> tuple[list[float], str]:
+    """What the ranks agree on; this rank's own reason where they cannot, as after one of them has raised alone."""
+    try:
+        return _agreed(verdict, group)
+    except RuntimeError:
+        if not verdict.reason:
+            raise
+        return [], f"{verdict.reason} (on rank {group.rank}; after that the ranks could not reach one another)"
 
 
 def _agreed(verdict: _Verdict, group: Group) -> tuple[list[float], str]:

@@ -7,6 +7,7 @@ import copy
 import os
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 from unittest import mock
 
@@ -295,6 +296,19 @@ def check_a_bug_of_one_rank_is_raised_on_both(rank: int) -> None:
     grads = products._weight_grad
     with planted(products, "_weight_grad", lambda grad, x: grads(grad, x) * scale):
         refused(model, r"at (up|down) .* gradient of up\.weight is off by .*\(found on rank 1\)")
+
+
+def check_a_rank_that_raises_alone_ends_both(rank: int) -> None:
+    group = torch.distributed.new_group(timeout=timedelta(seconds=3))
+
+    def fails(self: Any, x: Tensor, weight: Tensor, bias: Any, group: Any) -> Tensor:
+        if rank == 1:
+            raise ArithmeticError("on purpose")
+        return products.row_product(x, weight, bias, group)
+
+    with planted(RowParallelLinear, "_parallel", fails):
+        text = refused(seeded(Mlp), r"at down \(RowParallelLinear\); it raises", group=group)
+    assert rank == 0 or "ArithmeticError: on purpose" in text
 
 
 def check_ranks_that_hold_different_models_are_found(rank: int) -> None:

@@ -409,16 +409,18 @@ def _judged(module: nn.Module, group: Group, dense: _Run, cut: _Run, bounds: _Bo
     """What this rank makes of the cut model."""
     ratio, wrong = 0.0, []
     for name, whole in dense.results.items() if cut.raised is None else ():
-        off = _off(_own(whole, _placement(module, name), group), cut.results.get(name))
-        bound = bounds.results[name]
+        wanted, found, bound = _own(whole, _placement(module, name), group), cut.results.get(name), bounds.results[name]
+        if found is None or (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            wrong.append((name, f"{name} is {_kind(found)} in place of {_kind(wanted)}"))
+            continue
+        off = deviation(found, wanted)
         ratio = max(ratio, off / bound if bound else math.inf if off else 0.0)
         if off > bound:
-            wrong.append((name, off, bound))
+            wrong.append((name, f"{name} is off by {off:.3g}, where rounding explains {bound:.3g}"))
     if cut.raised is None and not wrong:
         return _Verdict(ratio)
     if cut.raised is None:
-        name, off, bound = wrong[0]
-        what = f"{name} is off by {off:.3g}, where rounding explains {bound:.3g}"
+        name, what = wrong[0]
         owner = _owner(name)
         if len(wrong) > 1:
             what += f" (and {len(wrong) - 1} more of its {len(dense.results)} outputs and gradients are wrong)"
@@ -476,10 +478,8 @@ def _own(whole: Tensor, placement: Placement | None, group: Group) -> Tensor:
     return torch.cat([whole.narrow(placement.dim, part.start, len(part)) for part in held], placement.dim)
 
 
-def _off(expected: Tensor, actual: Tensor | None) -> float:
-    if actual is None or actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return math.inf
-    return deviation(actual, expected)
+def _kind(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _agreed_or_not(verdict: _Verdict, group: Group) -> tuple[list[float], str]:

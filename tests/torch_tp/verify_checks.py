@@ -36,7 +36,7 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop(self.down(F.gelu(self.up(self.norm(x)))))
+        return x + self.drop(self.down(self.drop(F.gelu(self.up(self.norm(x))))))
 
 
 class Attention(nn.Module):
@@ -188,7 +188,7 @@ def check_a_wrapper_is_verified(rank: int) -> None:
 def check_what_a_model_draws_or_writes_is_no_difference(rank: int) -> None:
     class Noisy(Mlp):
         def forward(self, x: Tensor) -> Tensor:
-            x.add_(torch.randn_like(x))
+            self.last = x.add_(torch.randn_like(x))
             return F.relu(super().forward(x), inplace=True)
 
     torch.manual_seed(rank)  # the random state may differ between ranks, and stays what it is
@@ -197,15 +197,17 @@ def check_what_a_model_draws_or_writes_is_no_difference(rank: int) -> None:
     model = Noisy()
     for parameter in model.parameters():
         parameter.data = torch_tp.broadcast_tensor(parameter.data, 0)
-    parallelize(model, example=given, verify=True)
+    parallelize(model, plan={"up": "column", "down": "row"}, example=given, verify=True)
     assert torch.equal(before, given)
+    assert "last" not in vars(model)
 
 
 def check_a_frozen_model_is_compared_by_its_outputs(rank: int) -> None:
     model = seeded(Language).requires_grad_(False)
     with torch.no_grad():
         parallelize(model, verify=True)
-    assert model.tp_report.verified.startswith("outputs and 0 gradients")
+        assert model.tp_report.verified.startswith("outputs and 0 gradients")
+        assert parallelize(seeded(Mlp), verify=True).tp_report.verified.startswith("outputs and 7 gradients")
 
 
 def check_an_example_without_data_is_filled(rank: int) -> None:
@@ -267,7 +269,21 @@ def check_a_plan_whose_slices_meet_a_norm_is_found(rank: int) -> None:
     refused(seeded(shapes), r"at 1 \(LayerNorm\); it raises RuntimeError", plan={"0": "column", "2": "row"})
     refused(seeded(numbers), r"at 2 \(RowParallelLinear\), whose input is off by", plan={"0": "column", "2": "row"})
     refused(seeded(numbers), r"at 2 \(Linear\); it raises RuntimeError", plan={"0": "column"})
-    refused(seeded(lambda: nn.Sequential(nn.Linear(8, 8))), "output 0 is off by inf", plan={"0": "column"})
+    refused(
+        seeded(lambda: nn.Sequential(nn.Linear(8, 8))),
+        r"output 0 is \[2, 8, 4\] float32 in place of \[2, 8, 8\] float32",
+        plan={"0": "column"},
+    )
+
+    def wide(self: Any, x: Tensor, weight: Tensor, bias: Any, group: Any) -> Tensor:
+        return products.row_product(x, weight, bias, group).float()
+
+    with planted(RowParallelLinear, "_parallel", wide):
+        refused(
+            seeded(Mlp).bfloat16(),
+            r"output 0 is \[2, 8\] float32 in place of \[2, 8\] bfloat16",
+            example=example(2, 8).bfloat16(),
+        )
 
 
 def check_a_lost_gradient_is_found(rank: int) -> None:
@@ -309,6 +325,14 @@ def check_a_rank_that_raises_alone_ends_both(rank: int) -> None:
     with planted(RowParallelLinear, "_parallel", fails):
         text = refused(seeded(Mlp), r"at down \(RowParallelLinear\); it raises", group=group)
     assert rank == 0 or "ArithmeticError: on purpose" in text
+
+
+def check_ranks_that_cannot_agree_leave_the_model_as_it_was(rank: int) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("the network is gone")
+
+    with planted(torch_tp.verification, "_agreed", broken):
+        refused(seeded(Mlp), "^the network is gone$", RuntimeError)
 
 
 def check_ranks_that_hold_different_models_are_found(rank: int) -> None:

@@ -20,7 +20,7 @@ the environment variable `TP_DEBUG=check`, which makes every rank raise `RankMis
 """
 
 from torch_tp.column import ColumnParallelLinear
-from torch_tp.errors import NoProcessGroupError, RankMismatchError
+from torch_tp.errors import NoProcessGroupError, RankMismatchError, VerificationError
 from torch_tp.functions import copy, gather, reduce, scatter
 from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
 from torch_tp.parallel import parallelize
@@ -51,6 +51,7 @@ __all__ = [
     "RowParallelLinear",
     "Shard",
     "TensorParallelConfig",
+    "VerificationError",
     "all_reduce_sum",
     "broadcast_tensor",
     "clip_grad_norm_",

@@ -55,6 +55,8 @@ class Boundary:
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before the module's forward."""
         self.group = group = self.group.resolved()
+        if any(not hasattr(module._parameters[name], "placement") for name in self.slices):
+            self.mark(module)  # which copies and conversions of a module lose
         for name in self._changed():
             vars(module)[name] = self._used(module, name, group)  # found before the parameter of that name
         if not (self.copied and torch.is_grad_enabled()):

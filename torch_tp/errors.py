@@ -1,4 +1,4 @@
-"""The two errors of this package that have no builtin name; both are RuntimeErrors."""
+"""The errors of this package that have no builtin name; all are RuntimeErrors."""
 
 
 class NoProcessGroupError(RuntimeError):
@@ -9,4 +9,11 @@ class RankMismatchError(RuntimeError):
     """The ranks of a group disagree about something that must be the same on all of them.
 
     Raised on every rank of the group, and only under `TP_DEBUG=check`.
+    """
+
+
+class VerificationError(RuntimeError):
+    """A model that was cut with `verify=True` does not compute what it did before.
+
+    Raised on every rank of the group. Names the first module that goes wrong, by how much, and what rounding explains.
     """

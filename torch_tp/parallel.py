@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ def parallelize(
     rank: int | None = None,
     world_size: int | None = None,
     example: Any = None,
+    verify: bool = False,
 ) -> nn.Module:
     """Cut the parameters of a model over the ranks of a group, in place, and tell what became of each.
 
@@ -69,13 +71,17 @@ def parallelize(
         example: the arguments of one forward without a plan: a tensor, a tuple of positional or a dict of keyword
             arguments, of whose tensors shape and dtype alone count. None: the model's own `dummy_inputs`, if it has
             any, else tensors that fit its first layer.
+        verify: run the model on the example before and after, forward and backward, in evaluation mode, and compare
+            its outputs and all gradients; the bounds are derived (`torch_tp.verification`). Takes five runs of the
+            whole model on every rank. Needs a group, parameters with values, and an example with sensible ones.
 
     Raises:
         ValueError: the module was parallelised already, or its parameters lie on several devices; a pattern matches no
             linear; two patterns disagree about one; a style that there is not; sizes that P does not divide; no example
-            fits.
+            fits; what cannot be verified.
         TypeError: `module` is no module, a plan no mapping.
         NoProcessGroupError: `group` is None and nothing is initialized.
+        VerificationError: `verify` found outputs or gradients that are not the dense ones; on every rank.
 
     Whatever is raised, the module is as it was.
     """
@@ -85,7 +91,17 @@ def parallelize(
         changes, report = _derived(module, where, example)
     else:
         changes, report = _planned(module, plan, where)
-    changes.apply(module)
+    if verify:
+        from torch_tp.verification import verified
+
+        with_data = example is not None or getattr(module, "dummy_inputs", None) is not None
+        changed = {*changes.layers, *changes.boundaries}
+        told = verified(
+            _OWNER, module, where, changed, _examples(module, example), with_data, lambda: changes.apply(module)
+        )
+        report = replace(report, verified=told)
+    else:
+        changes.apply(module)
     vars(module)["tp_report"] = report  # what a module declares no attribute for, its stubs take for a tensor
     return module
 
@@ -210,7 +226,8 @@ def _examples(module: nn.Module, example: Any) -> Iterator[tuple[Sequence[Any], 
         return
     for each in module.modules():
         if isinstance(each, nn.Embedding):
-            yield (torch.zeros(2, 8, dtype=torch.long, device=each.weight.device),), {}
+            tokens = torch.arange(16, device=each.weight.device).remainder(each.num_embeddings)
+            yield (tokens.view(2, 8),), {}
             return
         if isinstance(each, nn.Linear):
             like: Tensor = each.weight

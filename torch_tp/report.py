@@ -57,11 +57,13 @@ class Report:
         world_size: P, the number of ranks that share the model.
         entries: what could be cut, in the order in which the model holds it.
         other_bytes: of all other parameters, which every rank holds whole.
+        verified: what `verify=True` found, the same on all ranks; empty without it.
     """
 
     world_size: int
     entries: Sequence[Entry]
     other_bytes: int
+    verified: str = ""
 
     @property
     def sharded_share(self) -> float:
@@ -91,6 +93,8 @@ class Report:
             lines.append("  ".join(filter(None, (told, collectives, entry.reason))))
         if self.other_bytes:
             lines.append(f"all other parameters are whole on every rank: {_size(self.other_bytes)}")
+        if self.verified:
+            lines.append(f"verified: {self.verified}")
         return "\n".join(lines)
 
 

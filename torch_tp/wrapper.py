@@ -21,7 +21,7 @@ class DistributedModelWrapper(nn.Module):
 
     Args:
         module: the model, which is changed in place and is `wrapper.module` afterwards.
-        group, plan, rank, world_size, example: as of `parallelize`.
+        group, plan, rank, world_size, example, verify: as of `parallelize`.
 
     Raises what `parallelize` raises.
     """
@@ -37,9 +37,11 @@ class DistributedModelWrapper(nn.Module):
         rank: int | None = None,
         world_size: int | None = None,
         example: Any = None,
+        verify: bool = False,
     ) -> None:
         super().__init__()
-        self.module = parallelize(module, group, plan, rank=rank, world_size=world_size, example=example)
+        options: dict[str, Any] = {"rank": rank, "world_size": world_size, "example": example, "verify": verify}
+        self.module = parallelize(module, group, plan, **options)
         self.train(module.training)
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)

@@ -52,9 +52,9 @@ class Cell:
 class Ranks:
     """The ranks of one world, asked in JSON."""
 
-    def __init__(self, pool: RankPool, P: int, device: str) -> None:
+    def __init__(self, pool: RankPool, P: int, device: str, handler: str = "benchmarks.layers.ranks:layers") -> None:
         backend = "nccl" if device == "cuda" else "gloo"
-        self._pool, self._setup = pool, RankSetup(P, "benchmarks.layers.ranks:layers", {}, backend, device)
+        self._pool, self._setup = pool, RankSetup(P, handler, {}, backend, device)
 
     def ask(self, do: str, **words: Any) -> list[Any]:
         """Every rank's answer."""
@@ -93,7 +93,7 @@ def timed(ranks: Ranks, names: Sequence[str], seconds: float) -> dict[str, Times
     times: dict[str, dict[str, list[float]]] = {mode: {name: [] for name in names} for mode in MODES}
     first = {mode: slowest(ranks.ask("round", order=list(names), repeats=1, mode=mode)) for mode in MODES}
     repeats = {mode: max(1, round(SLICE / spread(list(step.values())).middle)) for mode, step in first.items()}
-    for number in _rounds(seconds):
+    for number in rounds(seconds):
         for mode in MODES:
             answers = ranks.ask("round", order=rotated(names, number), repeats=repeats[mode], mode=mode)
             for name, value in slowest(answers).items():
@@ -101,7 +101,8 @@ def timed(ranks: Ranks, names: Sequence[str], seconds: float) -> dict[str, Times
     return {**times}
 
 
-def _rounds(seconds: float) -> Iterator[int]:
+def rounds(seconds: float) -> Iterator[int]:
+    """Numbers from 0 on for so many seconds, and at least `LEAST_ROUNDS`."""
     began = time.perf_counter()
     for number in count():
         if number >= LEAST_ROUNDS and time.perf_counter() - began > seconds:

@@ -1,4 +1,4 @@
-"""The checks of `rank_checks`, each an item of its own; the ranks are started once."""
+"""The checks of `rank_checks` and `wrap_checks`, each an item of its own; ranks are started once for each module."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import rank_checks
 import two_ranks
+import wrap_checks
 
-CHECKS = sorted(name for name in vars(rank_checks) if name.startswith("check_"))
+CHECKS = {
+    module.__name__: sorted(name for name in vars(module) if name.startswith("check_"))
+    for module in (rank_checks, wrap_checks)
+}
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    return two_ranks.run(CHECKS, tmp_path_factory.mktemp("ranks"))
+def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return two_ranks.run(CHECKS[request.param], tmp_path_factory.mktemp("ranks"), request.param)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [(module, name) for module, names in CHECKS.items() for name in names],
+    ids=[name for names in CHECKS.values() for name in names],
+    indirect=["told"],
+)
 def test_on_two_ranks(name: str, told: dict[str, list[str]]) -> None:
     failed = {f"rank {rank}": text for rank, text in enumerate(told[name]) if text}
 

@@ -1,11 +1,12 @@
 """Run checks on two real ranks: one spawn for a whole module of checks, a fresh gloo world for each of them.
 
-A check is a function of `rank_checks` named `check_*`. Ranks report text and never assert in the test's process: what
-comes back for each check is one line per rank, empty where it passed.
+A check is a function named `check_*`, of `rank_checks` or of another module. Ranks report text and never assert in the
+test's process: what comes back for each check is one line per rank, empty where it passed.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import traceback
@@ -20,9 +21,9 @@ WORLD = 2
 PATIENCE = timedelta(seconds=60)
 
 
-def run(names: list[str], folder: Path) -> dict[str, list[str]]:
+def run(names: list[str], folder: Path, module: str = "rank_checks") -> dict[str, list[str]]:
     """What each rank says about each check, by the check's name."""
-    mp.spawn(_rank, (names, str(folder)), nprocs=WORLD)
+    mp.spawn(_rank, (module, names, str(folder)), nprocs=WORLD)
     told = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(WORLD)]
     return {name: [one[name] for one in told] for name in names}
 
@@ -35,16 +36,15 @@ def open_world(rank: int, path: str) -> dist.Store:
     return store
 
 
-def _rank(rank: int, names: list[str], folder: str) -> None:
-    import rank_checks
-
+def _rank(rank: int, module: str, names: list[str], folder: str) -> None:
+    checks = importlib.import_module(module)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     told = {}
     for name in names:
         os.environ["TP_TEST_STORE"] = os.path.join(folder, f"second-store-{name}")
         store = open_world(rank, os.path.join(folder, f"store-{name}"))
-        told[name] = _tell(getattr(rank_checks, name), rank)
+        told[name] = _tell(getattr(checks, name), rank)
         _meet(store, rank)
         dist.destroy_process_group()
     Path(folder, f"rank{rank}.json").write_text(json.dumps(told))

@@ -65,8 +65,9 @@ def through_view(
         single: asked whether a label whose blocks could be one alone, in a dimension of one entry, is to be seen so.
     """
     seen: dict[int, dict[str, Place]] = {}
+    origin: dict[int, int] = {}
     for old, new in _groups(before, after) if cuts else ():
-        for dim in cuts.keys() & set(old):
+        for dim in sorted(cuts.keys() & set(old)):
             ahead = math.prod(before[k] for k in old if k < dim)
             for label, place in cuts[dim].items():
                 position, dims = ahead * place.outer, [(k, after[k]) for k in new]
@@ -87,6 +88,12 @@ def through_view(
                     found = replace(found, held=False)
                 blocks(label, found, after[own] // outer)
                 seen.setdefault(own, {})[label] = found
+                origin.setdefault(own, dim)
+                if origin[own] != dim:  # of two dimensions that become one, the first goes on
+                    lost(
+                        label, f"a view of {list(before)} as {list(after)} joins it with another dimension that is cut"
+                    )
+                    del seen[own][label]
     return seen
 
 

@@ -124,15 +124,6 @@ def _chain(run: Run, members: frozenset[str], started: Sequence[str]) -> Chain |
         slices[name] = Slice(dim, sizes, tuple(ledger.copies(label)))
         if name in run.layers and dim == 0 and (bias := _bias_of(run, name)):
             slices[bias] = slices[name]
-    summed: list[str] = []
-    once: list[str] = []
-    for name, uses in run.uses.items():
-        met = [bool(a & members) for a, _ in uses]
-        added = [bool(b & members) for _, b in uses]
-        if any(met) or any(added):
-            if name in slices or not ((all(met) and not any(added)) or (all(added) and not any(met))):
-                return f"{name} is used on what is cut and on what is not"
-            (summed if all(met) else once).append(name)
     regions: dict[str, Region] = {}
     for path, labels in run.regions.items():
         if labels & members:
@@ -140,6 +131,25 @@ def _chain(run: Run, members: frozenset[str], started: Sequence[str]) -> Chain |
             if isinstance(region, str):
                 return region
             regions[path] = region
+    summed: list[str] = []
+    once: list[str] = []
+    for name, uses in run.uses.items():
+        if name in slices:
+            if any(use.met & members or use.once & members for use in uses):
+                return f"{name} is cut, and meets what is cut along another dimension"
+            continue
+        added = [bool(use.once & members) for use in uses]
+        met = [bool(use.met & members or use.within & regions.keys()) and not use.once & members for use in uses]
+        if not any(met) and not any(added):
+            continue
+        if not all(use.held for use in uses):
+            return f"{name} is used outside the module that holds it"
+        if all(added):
+            once.append(name)
+        elif all(met):
+            summed.append(name)
+        else:
+            return f"{name} is used on what is cut and on what is not"
     rows = {split_label(label)[0] for label in (members & ledger.taken) - ledger.started} & run.products.keys()
     return Chain(members, slices, started, sorted(rows), summed, once, regions)
 

@@ -69,6 +69,23 @@ class Edge:
     differentiable: bool
 
 
+@dataclass(frozen=True)
+class Use:
+    """One use of a parameter, alone or with values that are not parameters' alone.
+
+    Attributes:
+        met: labels over which its gradient must be summed.
+        once: labels of the sum that it must enter once.
+        within: the modules that run.
+        held: one of these holds the parameter.
+    """
+
+    met: frozenset[str]
+    once: frozenset[str]
+    within: frozenset[str]
+    held: bool
+
+
 @dataclass
 class Run:
     """What is known of one run while it lasts, and what is left of it.
@@ -80,8 +97,7 @@ class Run:
         steps: its operations.
         path: the modules that run, the innermost last.
         inputs, outputs: of each module, of each of its calls.
-        uses: parameter -> for each use that is not a parameter's alone, the labels whose sum its gradient is a term
-            of, and those whose sum it must enter once.
+        uses: parameter -> where it, or what is made of it alone, meets other values.
         regions: module -> labels for which its inputs' gradients are sums.
         strangers: modules that take in more than they are given.
         products: parameters that products multiply with -> the paths of the modules that hold them and do so.
@@ -97,9 +113,7 @@ class Run:
     path: list[str] = field(default_factory=list[str])
     inputs: dict[str, list[tuple[Edge, ...]]] = field(default_factory=dict[str, list[tuple[Edge, ...]]])
     outputs: dict[str, list[tuple[Edge, ...]]] = field(default_factory=dict[str, list[tuple[Edge, ...]]])
-    uses: dict[str, list[tuple[frozenset[str], frozenset[str]]]] = field(
-        default_factory=dict[str, list[tuple[frozenset[str], frozenset[str]]]]
-    )
+    uses: dict[str, list[Use]] = field(default_factory=dict[str, list["Use"]])
     regions: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     strangers: set[str] = field(default_factory=set[str])
     products: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
@@ -400,7 +414,8 @@ class Run:
                 self._region(met)
 
     def _used(self, name: str, met: frozenset[str], once: frozenset[str]) -> None:
-        self.uses.setdefault(name, []).append((met, once))
+        use = Use(met, once, frozenset(self.path), bool(self._holding(name)))
+        self.uses.setdefault(name, []).append(use)
 
     def _region(self, labels: frozenset[str]) -> None:
         """The gradients of the inputs of the innermost module that holds a product's parameter must be summed."""

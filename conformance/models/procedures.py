@@ -1,0 +1,48 @@
+"""What a model is put through on each rank; what comes back is data, judged by `spec.laws`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from conformance.models.bench import Bench, dense, digest, gradients, lying, once, parameters
+from conformance.models.rounding import bounds, distance
+from spec.laws import Measured
+
+
+def model(bench: Bench, name: str) -> Iterator[Measured]:
+    """Parameters, one forward and backward, and greedy decoding."""
+    exact, bound = bounds(lambda: once(dense(name)), bench.size)
+    left_whole = parameters(dense(name).model)
+    wrapped = bench.wrapped(name)
+    held, lies = parameters(wrapped.model), lying(wrapped.model)
+    parts = {key: bench.part(lies[key], whole) for key, whole in left_whole.items() if key in held}
+    whole = [key for key, part in parts.items() if part.shape == left_whole[key].shape]
+    cut = len(parts) - len(whole)
+    yield Measured("model.cut", f"{cut} of {len(left_whole)} parameters are cut, which", 0.0 if cut else 1.0)
+    for key in left_whole.keys() | held.keys():
+        same = key in parts and key in held and torch.equal(parts[key], held[key])
+        yield Measured("model.parameters", key, 0.0 if same else float("inf"))
+    found = once(wrapped)
+    output = "the output"
+    yield from bench.compare("model.output", {output: exact.pop(output)}, bound, {output: found.pop(output)}, {})
+    yield from bench.compare("model.gradients", exact, bound, found, lies)
+    for key in whole:
+        yield Measured("model.replicated", key, digest=digest(held[key]))
+    for key, gradient in gradients(wrapped.model).items():
+        if key.removeprefix("gradient of ") in whole:
+            yield Measured("model.replicated", key, digest=digest(gradient))
+    if wrapped.prompt is not None:
+        yield from _generates(bench, name)
+
+
+def _generates(bench: Bench, name: str) -> Iterator[Measured]:
+    tokens = []
+    for built in (dense(name), bench.wrapped(name)):
+        built.model.eval()
+        assert built.prompt is not None
+        with torch.no_grad():
+            tokens.append(built.model.generate(**built.prompt))
+    far = float("inf") if tokens[0].shape != tokens[1].shape else distance(*tokens)
+    yield Measured("model.generate", f"the text of {list(tokens[0].shape)} tokens", far)

@@ -66,8 +66,12 @@ def replace(built: Built, model: nn.Module) -> Built:
 def dense(name: str, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Built:
     """A model of the catalogue as it is."""
     built = build(name, dropout)
-    built.model.to(dtype)
-    return built
+
+    def batches(step: int) -> tuple[dict[str, Tensor], Tensor]:
+        given, target = built.batches(step)
+        return {key: x.to(dtype) if x.is_floating_point() else x for key, x in given.items()}, target
+
+    return Built(name, built.model.to(dtype), batches, built.output, built.prompt)
 
 
 def measured(law: str, what: str, expected: Tensor, found: Tensor | None, bound: float, scale: float) -> Measured:

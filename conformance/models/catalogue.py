@@ -105,6 +105,8 @@ def _hub(subject: Subject) -> Built:
 
     config_class, model_class = subject.classes
     config = getattr(transformers, config_class)(**_config(subject))
+    # Its default multiplies no float64.
+    config._experts_implementation = "batched_mm"
     model = getattr(transformers, model_class)(config)
     generates = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     prompt = None

@@ -45,7 +45,7 @@ class Gated(nn.Module):
 
 def gated(dropout: float = 0.0) -> Gated:
     """The stack with the parameters that its JAX twin has."""
-    made = Gated(dropout)
+    made = Gated(dropout).double()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter.copy_(torch.from_numpy(np.asarray(parameters()[name])))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from conformance.models.bench import Bench, dense, digest, gradients, lying, once, parameters
-from conformance.models.rounding import bounds, distance
+from conformance.models.rounding import Wide, bounds, distance, plainly
 from spec.laws import Measured
 
 
@@ -24,7 +24,7 @@ def model(bench: Bench, name: str) -> Iterator[Measured]:
     for key in left_whole.keys() | held.keys():
         same = key in parts and key in held and torch.equal(parts[key], held[key])
         yield Measured("model.parameters", key, 0.0 if same else float("inf"))
-    found = once(wrapped)
+    found = plainly(lambda: once(wrapped))
     output = "the output"
     yield from bench.compare("model.output", {output: exact.pop(output)}, bound, {output: found.pop(output)}, {})
     yield from bench.compare("model.gradients", exact, bound, found, lies)
@@ -42,7 +42,7 @@ def _generates(bench: Bench, name: str) -> Iterator[Measured]:
     for built in (dense(name), bench.wrapped(name)):
         built.model.eval()
         assert built.prompt is not None
-        with torch.no_grad():
+        with torch.no_grad(), Wide():
             tokens.append(built.model.generate(**built.prompt))
     far = float("inf") if tokens[0].shape != tokens[1].shape else distance(*tokens)
     yield Measured("model.generate", f"the text of {list(tokens[0].shape)} tokens", far)

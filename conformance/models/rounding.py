@@ -36,21 +36,45 @@ def unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-class Disturbed(TorchFunctionMode):
+class Wide(TorchFunctionMode):
+    """While it lasts, what would be rounded from float64 to float32 on the way, as some norms do, stays as it is.
+
+    Rounding is no continuous function: of two values as close as can be, one may be rounded up and the other down. With
+    `wide` False it does nothing, as for models that are in float32 anyway.
+    """
+
+    def __init__(self, wide: bool = True) -> None:
+        super().__init__()
+        self.wide = wide
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.wide and args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float or (func is Tensor.to and torch.float32 in (*args[1:], kwargs.get("dtype"))):
+                return args[0]
+            if func in _SOFTMAX and kwargs.get("dtype") == torch.float32:
+                kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
+_SOFTMAX: Final = (torch.softmax, torch.nn.functional.softmax, Tensor.softmax)
+
+
+class Disturbed(Wide):
     """While it lasts, linears and matrix products err as much as they may, up or down at random.
 
     Under autocast their operands are cast first, as autocast would; then the products are summed in float32, and what
     each of P ranks holds is rounded to the narrow dtype, as are the P - 1 sums of the reduction.
     """
 
-    def __init__(self, seed: int, P: int) -> None:
-        super().__init__()
+    def __init__(self, seed: int, P: int, wide: bool = True) -> None:
+        super().__init__(wide)
         self.source, self.P = torch.Generator().manual_seed(seed), P
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _PRODUCTS:
-            return func(*args, **kwargs)
+            return super().__torch_function__(func, types, args, kwargs)
         a, b, c = _PRODUCTS[func](*args, **kwargs)
         if min(a.dim(), b.dim()) < 2 or not a.is_floating_point():
             return func(*args, **kwargs)
@@ -142,15 +166,15 @@ _PRODUCTS: Final[Mapping[Any, Callable[..., Any]]] = {
 }
 
 
-def bounds(run: Callable[[], Values], P: int) -> tuple[Values, dict[str, float]]:
+def bounds(run: Callable[[], Values], P: int, wide: bool = True) -> tuple[Values, dict[str, float]]:
     """The values of an undisturbed run, and by how much each may differ from those of a right implementation.
 
     `run` gives tensors by name, the same names every time, of a model that it makes anew; P is the number of ranks.
     """
-    exact = run()
+    exact = plainly(run, wide)
     farthest = dict.fromkeys(exact, 0.0)
     for seed in range(RUNS):
-        with Disturbed(seed, P):
+        with Disturbed(seed, P, wide):
             values = run()
         for name, value in values.items():
             farthest[name] = max(farthest[name], distance(value, exact[name]))
@@ -158,6 +182,12 @@ def bounds(run: Callable[[], Values], P: int) -> tuple[Values, dict[str, float]]
         name: SIDES * (farthest[name] + ELEMENTWISE * unit(value.dtype) * largest(value))
         for name, value in exact.items()
     }
+
+
+def plainly(run: Callable[[], Values], wide: bool = True) -> Values:
+    """The values of a run that is not disturbed."""
+    with Wide(wide):
+        return run()
 
 
 def distance(a: Tensor, b: Tensor) -> float:

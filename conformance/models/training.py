@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conformance.models.bench import Bench, dense, digest, gradients, lying, measured, parameters
 from conformance.models.catalogue import Built
-from conformance.models.rounding import Values, bounds
+from conformance.models.rounding import Values, Wide, bounds, plainly
 from spec.laws import Measured
 
 STEPS: Final = 3
@@ -46,10 +46,8 @@ RECIPES: Final = {
     "adamw": (Recipe("train.adamw", "adamw"),),
     "clip": (Recipe("train.clip", clip=0.5), Recipe("train.clip", "adamw", clip=0.5)),
     "accumulation": (Recipe("train.accumulation", "adamw", microbatches=2),),
-    "checkpoint": (
-        Recipe("train.checkpoint", recompute="reentrant"),
-        Recipe("train.checkpoint", recompute="plain"),
-    ),
+    "checkpoint": (Recipe("train.checkpoint", recompute="plain"),),
+    "checkpoint-reentrant": (Recipe("train.checkpoint", recompute="reentrant"),),
     "autocast": (Recipe("train.autocast", steps=1, autocast=True),),
     "dropout": (Recipe("train.dropout", dropout=0.25),),
 }
@@ -59,8 +57,11 @@ AfterStep = Callable[[int], None]
 
 def train(bench: Bench, name: str, procedure: str) -> Iterator[Measured]:
     """The recipes of a procedure, one after the other."""
-    for recipe in RECIPES[procedure]:
-        yield from _train(bench, name, recipe)
+    recipes = RECIPES[procedure]
+    for recipe in recipes:
+        told = f"{recipe.optimizer}: " if len(recipes) > 1 else ""
+        for entry in _train(bench, name, recipe):
+            yield replace(entry, what=told + entry.what)
 
 
 def jax(bench: Bench, name: str, losses: Mapping[str, Sequence[float]]) -> Iterator[Measured]:
@@ -68,7 +69,8 @@ def jax(bench: Bench, name: str, losses: Mapping[str, Sequence[float]]) -> Itera
     for optimizer, expected in losses.items():
         recipe = Recipe("train.jax", optimizer, steps=len(expected))
         _, bound = bounds(lambda recipe=recipe: trained(dense(name), recipe), bench.size)
-        found = trained(bench.wrapped(name), recipe)
+        wrapped = bench.wrapped(name)
+        found = plainly(partial(trained, wrapped, recipe))
         for step, loss in enumerate(expected):
             key = _loss(step)
             wanted = torch.tensor(loss, dtype=torch.float64)
@@ -76,21 +78,20 @@ def jax(bench: Bench, name: str, losses: Mapping[str, Sequence[float]]) -> Itera
 
 
 def _train(bench: Bench, name: str, recipe: Recipe) -> Iterator[Measured]:
-    dtype = torch.float32 if recipe.autocast else torch.float64
+    wide = not recipe.autocast
+    dtype = torch.float64 if wide else torch.float32
     make = partial(dense, name, recipe.dropout, dtype)
     plain = replace(recipe, recompute="")
     norm = _first_norm(make(), plain) if recipe.clip else 0.0
-    exact, bound = bounds(lambda: trained(make(), plain, recipe.clip * norm), bench.size)
+    exact, bound = bounds(lambda: trained(make(), plain, recipe.clip * norm), bench.size, wide)
     built = bench.wrap(make())
     lies = lying(built.model)
     after, digests = _digests(built, exact)
     clip = bench.adapter.clip_grad_norm_ if recipe.clip else None
-    found = trained(built, recipe, recipe.clip * norm, clip, after)
-    told = "".join(f"{word}: " for word in (recipe.optimizer, recipe.recompute) if word)
-    for entry in bench.compare(recipe.law, exact, bound, found, lies):
-        yield Measured(entry.law, told + entry.what, entry.deviation, entry.bound, entry.scale)
+    found = plainly(lambda: trained(built, recipe, recipe.clip * norm, clip, after), wide)
+    yield from bench.compare(recipe.law, exact, bound, found, lies)
     for key, value in digests.items():
-        yield Measured("train.replicated", told + key, digest=value)
+        yield Measured("train.replicated", key, digest=value)
 
 
 def _digests(built: Built, exact: Values) -> tuple[AfterStep, dict[str, str]]:
@@ -134,8 +135,6 @@ def _backward(built: Built, recipe: Recipe, step: int) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for number in range(recipe.microbatches):
         given, target = built.batches(step * recipe.microbatches + number)
-        if recipe.autocast:
-            given = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
         if recipe.recompute == "reentrant":  # which sees only what its inputs need
             given = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in given.items()}
         torch.manual_seed(1 + step)
@@ -157,7 +156,9 @@ def _recompute(model: Any, how: str) -> None:
     if not how:
         return
     if hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": how == "reentrant"})
+        # What is computed again is computed in the backward, where torch takes its modes off.
+        again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), Wide())}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
     else:
         model.recompute = how
 

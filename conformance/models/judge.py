@@ -1,0 +1,88 @@
+"""From an item to what is wrong with it: ranks of a pool run it, the laws judge it, and a text says it to people."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from conformance.models.items import ModelItem
+from conformance.models.subjects import SUBJECTS
+from conformance.observers import Options
+from conformance.ranks import RankPool, RankSetup, Reply
+from spec import Law, Measured, Violation, broken
+
+# Above what any item takes on a loaded machine: the first of a rank imports torch's compiler, its mesh, a model.
+DEADLINE: Final = 300.0
+_SHOWN: Final = 6
+_STACK_LINES: Final = 30
+
+
+def impossible(item: ModelItem, options: Options) -> str:
+    """Why an item cannot be run here, or an empty string."""
+    if SUBJECTS[item.subject].classes and importlib.util.find_spec("transformers") is None:
+        return f"{item.subject} is a model of transformers, which is not installed: pip install 'torch-tp[models]'"
+    if options.attached:
+        return "models run on the suite's own ranks, not on torchrun's"
+    if (options.backend, options.device) != ("gloo", "cpu"):
+        return "models run on gloo and the CPU, whose float64 their bounds are for"
+    return ""
+
+
+def setup(options: Options, P: int) -> RankSetup:
+    """What ranks that run models must know."""
+    chosen = {"impl": options.impl}
+    return RankSetup(P, "conformance.models.serve:serve", chosen, sys_path=options.sys_path)
+
+
+def examine(pool: RankPool, item: ModelItem, options: Options) -> str:
+    """What is wrong, as a text to be printed; empty where nothing is."""
+    asked: dict[str, Any] = {"subject": item.subject, "procedure": item.procedure}
+    if item.procedure == "jax":
+        from conformance.models.jax_twin import losses
+
+        asked["reference"] = losses()
+    replies = pool.call(setup(options, item.P), json.dumps(asked).encode(), DEADLINE)
+    if any(reply.fate != "returned" for reply in replies):
+        return _told(item, options, _lost(replies))
+    ranks = [[Measured.from_data(entry) for entry in json.loads(reply.payload or b"[]")] for reply in replies]
+    wanted = [law for law in item.laws if not options.clauses or law.name.startswith(options.clauses)]
+    lines: list[str] = []
+    for law in wanted:
+        lines += _violated(law, list(broken(law, ranks)))
+    return _told(item, options, lines)
+
+
+def _told(item: ModelItem, options: Options, lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    impl = "" if options.impl == "torch_tp" else f"--impl {options.impl} "
+    replay = f'  replay   python -m conformance.models replay {impl}"{item}"'
+    return "\n".join([f"{item} of {options.impl}", replay, *lines])
+
+
+def _violated(law: Law, violations: Sequence[Violation]) -> list[str]:
+    """The farthest off first."""
+    if not violations:
+        return []
+    lines = [f"{law.name} ({law.level}): {law.title}", f"  law      {law.text}"]
+    for violation in violations[:_SHOWN]:
+        lines.append(f"  rank {violation.rank}   {violation.what}: expected {violation.expected}, got {violation.got}")
+    if len(violations) > _SHOWN:
+        lines.append(f"  ...      and {len(violations) - _SHOWN} more")
+    return lines
+
+
+def _lost(replies: Sequence[Reply]) -> list[str]:
+    """What became of ranks that did not return, and their stacks, each once."""
+    lines, seen = [], set[str]()
+    for reply in replies:
+        if reply.fate == "returned":
+            continue
+        lines.append(f"rank {reply.rank} {reply.fate} {reply.exit}".rstrip())
+        text = "\n".join(filter(None, (reply.stack.rstrip(), reply.output.rstrip())))
+        if text not in seen:
+            lines += [f"    {line}" for line in text.splitlines()[-_STACK_LINES:]]
+        seen.add(text)
+    return lines

@@ -41,6 +41,7 @@ class Measured:
         bound: what it may be at most.
         scale: the largest absolute value that a bound must be small against; 0 where the values are not real numbers.
         digest: of the bits, where all ranks must hold the same.
+        wrong: what is wrong with it, where that is no number.
     """
 
     law: str
@@ -49,6 +50,7 @@ class Measured:
     bound: float = 0.0
     scale: float = 0.0
     digest: str = ""
+    wrong: str = ""
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Measured:
@@ -66,9 +68,11 @@ def broken(law: Law, ranks: Sequence[Sequence[Measured]]) -> Iterator[Violation]
         elif names[rank] != names[0]:
             yield Violation(rank, law.name, "measured other tensors than rank 0", str(names[0]), str(names[rank]))
         for entry in entries:
-            if not entry.deviation <= entry.bound:
+            if entry.wrong:
+                yield Violation(rank, law.name, f"{entry.what} {entry.wrong}")
+            elif not entry.deviation <= entry.bound:
                 expected, got = f"at most {entry.bound:.3g}", f"{entry.deviation:.3g}"
-                yield Violation(rank, law.name, f"{entry.what} is not the dense model's", expected, got)
+                yield Violation(rank, law.name, f"{entry.what} lies too far from the dense model's", expected, got)
             elif entry.scale and not entry.bound <= law.resolution * entry.scale:
                 expected, got = f"at most {law.resolution * entry.scale:.3g}", f"{entry.bound:.3g}"
                 yield Violation(rank, law.name, f"the bound on {entry.what} is too wide to test it", expected, got)

@@ -6,5 +6,5 @@ the two, in float64. How far they may lie apart is derived (`rounding`), never c
 method `parallelize(model, group, example)`; `conformance.adapters.models` says what else it may have.
 
     python -m conformance.models                     shares of published configurations that get sharded
-    python -m conformance.models replay "llama P=2 model"
+    python -m conformance.models replay llama-P2-model
 """

@@ -55,7 +55,7 @@ class Bench:
             scale = max(largest(whole), _NOUGHT * most)
             yield measured(law, name, expected, found.get(name), bounds[name], scale)
         for name in found.keys() - exact.keys():
-            yield Measured(law, f"{name}, which the dense model has not", float("inf"))
+            yield Measured(law, name, wrong="is there, and the dense model has none")
 
 
 def replace(built: Built, model: nn.Module) -> Built:
@@ -75,10 +75,10 @@ def dense(name: str, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -
 
 
 def measured(law: str, what: str, expected: Tensor, found: Tensor | None, bound: float, scale: float) -> Measured:
-    """One tensor beside what it should be; one that is missing, or of another shape, is infinitely far off."""
+    """One tensor beside what it should be; one that is missing or of another shape is wrong as it is."""
     if found is None or found.shape != expected.shape:
         shape = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(expected.shape)}"
-        return Measured(law, f"{what}, which {shape},", float("inf"), bound, scale)
+        return Measured(law, what, wrong=shape)
     return Measured(law, what, distance(found, expected), bound, scale)
 
 

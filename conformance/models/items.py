@@ -53,7 +53,7 @@ class ModelItem:
     procedure: str
 
     def __str__(self) -> str:
-        return f"{self.subject} P={self.P} {self.procedure}"
+        return f"{self.subject}-P{self.P}-{self.procedure}"
 
     @classmethod
     def parse(cls, text: str) -> ModelItem:
@@ -63,10 +63,10 @@ class ModelItem:
             ValueError: there is no such item.
         """
         for item in model_items():
-            if str(item) == " ".join(text.split()):
+            if str(item) == text:
                 return item
         raise ValueError(
-            f"there is no item {text!r}; it is MODEL P=2 PROCEDURE, with a model of {', '.join(SUBJECTS)} and a"
+            f"there is no item {text!r}; it is MODEL-P2-PROCEDURE, with a model of {', '.join(SUBJECTS)} and a"
             f" procedure of {', '.join(PROCEDURES)} that is for it"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from conformance.models.items import ModelItem
@@ -36,8 +37,24 @@ def setup(options: Options, P: int) -> RankSetup:
     return RankSetup(P, "conformance.models.serve:serve", chosen, sys_path=options.sys_path)
 
 
-def examine(pool: RankPool, item: ModelItem, options: Options) -> str:
-    """What is wrong, as a text to be printed; empty where nothing is."""
+@dataclass(frozen=True)
+class ModelVerdict:
+    """What the suite says of one item.
+
+    Attributes:
+        judged, broken: names of laws; where a rank was lost none of them holds.
+        text: what is wrong, for people; empty where nothing is.
+    """
+
+    judged: tuple[str, ...]
+    broken: tuple[str, ...] = ()
+    text: str = ""
+
+
+def examine(pool: RankPool, item: ModelItem, options: Options) -> ModelVerdict:
+    """Run an item and judge it."""
+    laws = [law for law in item.laws if not options.clauses or law.name.startswith(options.clauses)]
+    names = tuple(law.name for law in laws)
     asked: dict[str, Any] = {"subject": item.subject, "procedure": item.procedure}
     if item.procedure == "jax":
         from conformance.models.jax_twin import losses
@@ -45,30 +62,29 @@ def examine(pool: RankPool, item: ModelItem, options: Options) -> str:
         asked["reference"] = losses()
     replies = pool.call(setup(options, item.P), json.dumps(asked).encode(), DEADLINE)
     if any(reply.fate != "returned" for reply in replies):
-        return _told(item, options, _lost(replies))
+        return ModelVerdict(names, names, _told(item, options, _lost(replies)))
     ranks = [[Measured.from_data(entry) for entry in json.loads(reply.payload or b"[]")] for reply in replies]
-    wanted = [law for law in item.laws if not options.clauses or law.name.startswith(options.clauses)]
-    lines: list[str] = []
-    for law in wanted:
-        lines += _violated(law, list(broken(law, ranks)))
-    return _told(item, options, lines)
+    found = {law: tuple(broken(law, ranks)) for law in laws}
+    failing = tuple(law.name for law, violations in found.items() if violations)
+    if not failing:
+        return ModelVerdict(names)
+    lines = [line for law, violations in found.items() for line in _violated(law, violations)]
+    return ModelVerdict(names, failing, _told(item, options, lines))
 
 
 def _told(item: ModelItem, options: Options, lines: Sequence[str]) -> str:
-    if not lines:
-        return ""
     impl = "" if options.impl == "torch_tp" else f"--impl {options.impl} "
-    replay = f'  replay   python -m conformance.models replay {impl}"{item}"'
+    replay = f'  replay   python -m conformance.models replay {impl}{item}'
     return "\n".join([f"{item} of {options.impl}", replay, *lines])
 
 
 def _violated(law: Law, violations: Sequence[Violation]) -> list[str]:
-    """The farthest off first."""
     if not violations:
         return []
     lines = [f"{law.name} ({law.level}): {law.title}", f"  law      {law.text}"]
     for violation in violations[:_SHOWN]:
-        lines.append(f"  rank {violation.rank}   {violation.what}: expected {violation.expected}, got {violation.got}")
+        told = f": expected {violation.expected}, got {violation.got}" if violation.expected else ""
+        lines.append(f"  rank {violation.rank}   {violation.what}{told}")
     if len(violations) > _SHOWN:
         lines.append(f"  ...      and {len(violations) - _SHOWN} more")
     return lines

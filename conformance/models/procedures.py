@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from conformance.models.bench import Bench, dense, digest, gradients, lying, once, parameters
-from conformance.models.rounding import Wide, bounds, distance, plainly
+from conformance.models.rounding import Wide, bounds, plainly
 from spec.laws import Measured
 
 
@@ -20,10 +20,11 @@ def model(bench: Bench, name: str) -> Iterator[Measured]:
     parts = {key: bench.part(lies[key], whole) for key, whole in left_whole.items() if key in held}
     whole = [key for key, part in parts.items() if part.shape == left_whole[key].shape]
     cut = len(parts) - len(whole)
-    yield Measured("model.cut", f"{cut} of {len(left_whole)} parameters are cut, which", 0.0 if cut else 1.0)
+    none = "" if cut else f"are {len(left_whole)}, and every rank holds all of each"
+    yield Measured("model.cut", "the parameters", wrong=none)
     for key in left_whole.keys() | held.keys():
         same = key in parts and key in held and torch.equal(parts[key], held[key])
-        yield Measured("model.parameters", key, 0.0 if same else float("inf"))
+        yield Measured("model.parameters", key, wrong="" if same else "is not its part of the dense one, bit for bit")
     found = plainly(lambda: once(wrapped))
     output = "the output"
     yield from bench.compare("model.output", {output: exact.pop(output)}, bound, {output: found.pop(output)}, {})
@@ -44,5 +45,5 @@ def _generates(bench: Bench, name: str) -> Iterator[Measured]:
         assert built.prompt is not None
         with torch.no_grad(), Wide():
             tokens.append(built.model.generate(**built.prompt))
-    far = float("inf") if tokens[0].shape != tokens[1].shape else distance(*tokens)
-    yield Measured("model.generate", f"the text of {list(tokens[0].shape)} tokens", far)
+    told = "" if torch.equal(*tokens) else f"is {tokens[1].tolist()}, not {tokens[0].tolist()}"
+    yield Measured("model.generate", "the text", wrong=told)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from conformance.models.items import ModelItem, model_items
 from conformance.models.judge import examine, impossible
+from conformance.models.told import BROKEN, JUDGED, SIZE
 from conformance.plugin.stash import SUITE
 from conformance.ranks import RankPool
 from conformance.suite import Suite
@@ -18,7 +19,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     suite = metafunc.config.stash[SUITE]
     options = suite.options
     chosen = model_items(options.world_sizes, options.clauses) if suite.declaration.models else ()
-    metafunc.parametrize("model_item", list(chosen), ids=lambda item: str(item).replace(" ", "-"))
+    metafunc.parametrize("model_item", list(chosen), ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,15 @@ def pool() -> Iterator[RankPool]:
         yield made
 
 
-def test_model(model_item: ModelItem, suite: Suite, pool: RankPool) -> None:
+def test_model(
+    model_item: ModelItem, suite: Suite, pool: RankPool, record_property: Callable[[str, object], None]
+) -> None:
     reason = impossible(model_item, suite.options)
     if reason:
         pytest.skip(reason)
-    wrong = examine(pool, model_item, suite.options)
-    if wrong:
-        pytest.fail(wrong, pytrace=False)
+    verdict = examine(pool, model_item, suite.options)
+    record_property(SIZE, model_item.P)
+    record_property(JUDGED, " ".join(verdict.judged))
+    record_property(BROKEN, " ".join(verdict.broken))
+    if verdict.text:
+        pytest.fail(verdict.text, pytrace=False)

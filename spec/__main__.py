@@ -78,7 +78,9 @@ def _explain(rest: Sequence[str]) -> str:
         raise Refused("explain takes the name of one clause, for example row.forward.bias-once")
     if rest[0] in LAWS:
         law = LAWS[rest[0]]
-        return f"{law.name}  ({law.level}, of whole models)\n{law.title}\n\n{fill(law.text, 110, break_on_hyphens=False)}"
+        return (
+            f"{law.name}  ({law.level}, of whole models)\n{law.title}\n\n{fill(law.text, 110, break_on_hyphens=False)}"
+        )
     if rest[0] not in REGISTER:
         near = _nearest(rest[0], [*REGISTER, *LAWS])
         raise Refused(f"there is no clause {rest[0]!r}{near or '; python -m spec list shows all'}")

@@ -1,8 +1,9 @@
 """The laws of whole models: clauses that no Case can say, since they are about models that somebody else wrote.
 
 A model that an implementation cut over P ranks is compared with the same model left whole, the dense one. What is
-compared is a list of `Measured` from every rank: how far a tensor lies from the dense one's, and how far it may. `broken`
-judges them, and is pure, as the checks of clauses are. Laws stand in the order of causes; names are append-only.
+compared is a list of `Measured` from every rank: how far a tensor lies from the dense one's, and how far it may.
+`broken` judges them, and is pure, as the checks of clauses are. Laws stand in the order of causes; names are
+append-only.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ _ALL = (
     Law(
         "model.parameters",
         "Every parameter is its part of the dense one",
-        """Under the name that it has in the dense model, each parameter holds the slice that its placement says, bit for
-        bit; a replicated one holds the whole.""",
+        """Under the name that it has in the dense model, each parameter holds the slice that its placement says, bit
+        for bit; a replicated one holds the whole.""",
     ),
     Law(
         "model.output",
@@ -106,7 +107,7 @@ _ALL = (
         "model.gradients",
         "Every parameter has the dense one's gradient",
         """After one backward each parameter has the part of the dense parameter's gradient that it has of its value,
-        whole for replicated ones, on every rank. A parameter that the dense model leaves without a gradient has none.""",
+        whole for replicated ones, on every rank. What the dense model leaves without a gradient has none.""",
     ),
     Law(
         "model.replicated",
@@ -150,8 +151,8 @@ _ALL = (
     Law(
         "train.checkpoint",
         "Recomputed activations change nothing",
-        """Steps in which torch.utils.checkpoint computes the blocks again in the backward, collectives included, are those
-        of the dense model without it, in both of its variants.""",
+        """Steps in which torch.utils.checkpoint computes the blocks again in the backward, collectives included, are
+        those of the dense model without it, in both of its variants.""",
     ),
     Law(
         "train.autocast",
@@ -195,8 +196,9 @@ _ALL = (
     Law(
         "works.fsdp2",
         "fully_shard over the data-parallel axis",
-        """On a mesh of 2 x 2 ranks, cut over one axis and given to torch's fully_shard over the other, each data-parallel
-        rank with its half of the batch: output and gradients are the dense model's on the whole batch.""",
+        """On a mesh of 2 x 2 ranks, cut over one axis and given to torch's fully_shard over the other, each
+        data-parallel rank with its half of the batch: output and gradients are the dense model's on the whole
+        batch.""",
     ),
     Law(
         "works.ddp",

@@ -21,7 +21,7 @@ class ParallelisesModels(Protocol):
         ...
 
     def part(self, parameter: Any, whole: Any, rank: int, size: int) -> Any:
-        """What rank `rank` of `size` holds of a whole tensor that lies as this parameter lies; of a replicated one all."""
+        """What rank `rank` of `size` holds of a whole tensor that lies as this parameter lies; all if replicated."""
         ...
 
     def clip_grad_norm_(self, model: Any, max_norm: float) -> Any:

@@ -83,7 +83,9 @@ def _gated(dropout: float) -> Built:
     return Built("gated", own.gated(dropout), batches)
 
 
-def _plain(make: Callable[[], nn.Module], outputs: int, argument: str = "x", width: int = 8) -> Callable[[float], Built]:
+def _plain(
+    make: Callable[[], nn.Module], outputs: int, argument: str = "x", width: int = 8
+) -> Callable[[float], Built]:
     def batches(step: int) -> tuple[dict[str, Tensor], Tensor]:
         return {argument: _numbers(step, 4, 3, width)}, _numbers(step + 500, 4, 3, outputs)
 

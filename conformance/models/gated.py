@@ -1,4 +1,4 @@
-"""The numbers of the gated stack that runs in PyTorch and in JAX: the same parameters, the same batches, no framework."""
+"""The numbers of the gated stack that runs in PyTorch and in JAX: parameters and batches, without a framework."""
 
 from __future__ import annotations
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-import spec.reference  # it settles where JAX runs, and in what precision, before anything else can  # noqa: F401, I001
-import jax
-import jax.numpy as jnp
-
 from conformance.models.gated import BLOCKS, batch, parameters
+from spec.reference import jax, jnp  # there it is settled where JAX runs, and in what precision
 
 STEPS: Final = 3
 _MOMENTUM: Final = 0.9
@@ -45,7 +42,7 @@ def loss(weights: Tree, x: jax.Array, target: jax.Array) -> jax.Array:
 
 def _train(name: str, update: Callable[..., Any], steps: int) -> list[float]:
     weights: Tree = {key: jnp.asarray(value) for key, value in parameters().items()}
-    state: dict[str, Any] = {key: None for key in weights}
+    state: dict[str, Any] = dict.fromkeys(weights)
     found = []
     value_and_grad = jax.jit(jax.value_and_grad(loss))
     for step in range(steps):

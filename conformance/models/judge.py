@@ -74,7 +74,7 @@ def examine(pool: RankPool, item: ModelItem, options: Options) -> ModelVerdict:
 
 def _told(item: ModelItem, options: Options, lines: Sequence[str]) -> str:
     impl = "" if options.impl == "torch_tp" else f"--impl {options.impl} "
-    replay = f'  replay   python -m conformance.models replay {impl}{item}'
+    replay = f"  replay   python -m conformance.models replay {impl}{item}"
     return "\n".join([f"{item} of {options.impl}", replay, *lines])
 
 

@@ -1,4 +1,4 @@
-"""Small models of our own, of shapes that planners get wrong: residuals, branches, a shared module, gated linear units."""
+"""Small models of our own, of shapes that planners get wrong: residuals, branches, shared modules, gates."""
 
 from __future__ import annotations
 
@@ -36,10 +36,7 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            if self.recompute:
-                x = checkpoint(block, x, use_reentrant=self.recompute == "reentrant")
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=self.recompute == "reentrant") if self.recompute else block(x)
         return x
 
 
@@ -58,9 +55,7 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(2))
-        self.into, self.out = (
-            nn.ModuleList(nn.Linear(*sizes) for _ in range(2)) for sizes in ((8, 24), (24, 8))
-        )
+        self.into, self.out = (nn.ModuleList(nn.Linear(*sizes) for _ in range(2)) for sizes in ((8, 24), (24, 8)))
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:

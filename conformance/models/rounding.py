@@ -143,16 +143,16 @@ class _Sum(torch.autograd.Function):
         return ctx.mode.sum_to(grads[0], ctx.shape), None, None
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:  # noqa: A002  torch's names
     return input, weight.mT, bias
 
 
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor) -> Any:
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor) -> Any:  # noqa: A002
     return mat1, mat2, input
 
 
-def _matmul(input: Tensor, other: Tensor) -> Any:
-    return input, other, None
+def _matmul(a: Tensor, b: Tensor) -> Any:
+    return a, b, None
 
 
 _PRODUCTS: Final[Mapping[Any, Callable[..., Any]]] = {

@@ -143,8 +143,10 @@ def on_meta(published: Published) -> nn.Module:
 
 
 def _embedded(model: nn.Module) -> set[int]:
-    """Parameters of embeddings, a head that shares its weight with one among them."""
-    return {id(p) for each in model.modules() if isinstance(each, nn.Embedding) for p in each.parameters()}
+    """Parameters of embeddings, and of the head over a vocabulary, which is one in reverse."""
+    held: list[Any] = [each for each in model.modules() if isinstance(each, nn.Embedding)]
+    held += filter(None, [getattr(model, "get_output_embeddings", lambda: None)()])
+    return {id(p) for each in held for p in each.parameters()}
 
 
 def _example(published: Published) -> dict[str, torch.Tensor]:

@@ -95,7 +95,7 @@ def _train(bench: Bench, name: str, recipe: Recipe) -> Iterator[Measured]:
 
 
 def _digests(built: Built, exact: Values) -> tuple[AfterStep, dict[str, str]]:
-    """What is to be called after each step, and what it fills: digests of the parameters that every rank holds whole."""
+    """What to call after each step, and what that fills: digests of the parameters that every rank holds whole."""
     found: dict[str, str] = {}
 
     def after(step: int) -> None:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(*model_items(), sep="\n")
         return 0
     if chosen.command == "shares":
-        from conformance.models.shares import print_shares
+        from conformance.models.inside.shares import print_shares
 
         return print_shares()
     return _replay(chosen.item, Options(chosen.impl, sys_path=(str(Path.cwd()),)))

@@ -33,8 +33,8 @@ def impossible(item: ModelItem, options: Options) -> str:
 
 def setup(options: Options, P: int) -> RankSetup:
     """What ranks that run models must know."""
-    chosen = {"impl": options.impl}
-    return RankSetup(P, "conformance.models.serve:serve", chosen, sys_path=options.sys_path)
+    chosen = {"impl": options.impl, "scratch": options.scratch}
+    return RankSetup(P, "conformance.models.inside.serve:serve", chosen, sys_path=options.sys_path)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from conformance.models.bench import dense, once
-from conformance.models.rounding import Disturbed, Wide, bounds, distance, gamma, largest, plainly
-from conformance.models.training import RECIPES, trained
+from conformance.models.inside.bench import dense, once
+from conformance.models.inside.rounding import Disturbed, Wide, bounds, distance, gamma, largest, plainly
+from conformance.models.inside.training import RECIPES, trained
 
 
 def cut_in_terms(x: Tensor, w: Tensor, order: Tensor, P: int) -> Tensor:

@@ -1,11 +1,12 @@
 """The handler inside a rank: a command in (JSON: which model, which procedure), what was measured out.
 
-`transformers` is imported here, once for all ranks, because the fork server imports this module before it forks.
+The fork server imports this module before it forks, so what ranks would load in seconds each is loaded here, once.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,18 +14,26 @@ from typing import Any
 
 from conformance.adapters.find import find
 from conformance.adapters.protocol import Group
-from conformance.models import procedures, training, works
-from conformance.models.bench import Bench
+from conformance.models.inside import procedures, training, works
+from conformance.models.inside.bench import Bench
+from conformance.models.subjects import SUBJECTS
 from spec.laws import Measured
 
 with suppress(ImportError):
-    import transformers  # noqa: F401
+    import torch._dynamo  # noqa: F401  the first step of an optimizer would
+    import transformers
+
+    for _subject in SUBJECTS.values():
+        for _name in _subject.classes:
+            getattr(transformers, _name)
 
 
 class Server:
     """One rank."""
 
     def __init__(self, context: Any) -> None:
+        if context.options.get("scratch"):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = context.options["scratch"]
         world = tuple(range(context.world))
         self._adapter: Any = find(context.options["impl"])
         self._bench = Bench(self._adapter, context.groups[world], context.rank, context.world)

@@ -10,9 +10,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from conformance.models.bench import Bench, dense, gradients, lying, once, replace
-from conformance.models.catalogue import Built
-from conformance.models.rounding import Values, bounds, plainly
+from conformance.models.inside.bench import Bench, dense, gradients, lying, once, replace
+from conformance.models.inside.catalogue import Built
+from conformance.models.inside.rounding import Values, bounds, plainly
 from spec.laws import Measured
 
 _REPLICAS: Final = 2

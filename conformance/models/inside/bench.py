@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.models.catalogue import Built, build
-from conformance.models.rounding import Values, distance, largest
+from conformance.models.inside.catalogue import Built, build
+from conformance.models.inside.rounding import Values, distance, largest
 from spec.laws import Measured
 
 # A gradient that is zero but for rounding, such as that of a key's bias, is small against those of its model.

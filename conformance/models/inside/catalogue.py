@@ -1,6 +1,6 @@
 """The models, each with what it is run on: random weights in float64, sizes so small that a run takes milliseconds.
 
-`SUBJECTS` can be read without a framework; `subject(name)` builds, inside a rank.
+Which there are stands in `conformance.models.subjects`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.models import gated, own
+from conformance.models import gated
+from conformance.models.inside import own
 from conformance.models.subjects import SUBJECTS, Subject
 
 _SMALL: Mapping[str, Any] = {

@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from conformance.models.bench import Bench, dense, digest, gradients, lying, measured, parameters
-from conformance.models.catalogue import Built
-from conformance.models.rounding import Values, Wide, bounds, plainly
+from conformance.models.inside.bench import Bench, dense, digest, gradients, lying, measured, parameters
+from conformance.models.inside.catalogue import Built
+from conformance.models.inside.rounding import Values, Wide, bounds, plainly
 from spec.laws import Measured
 
 STEPS: Final = 3

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from conformance.models.bench import Bench, dense, digest, gradients, lying, once, parameters
-from conformance.models.rounding import Wide, bounds, plainly
+from conformance.models.inside.bench import Bench, dense, digest, gradients, lying, once, parameters
+from conformance.models.inside.rounding import Wide, bounds, plainly
 from spec.laws import Measured
 
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conformance.models.items import ModelItem, model_items
-from conformance.models.judge import examine, impossible
+from conformance.models.judge import ModelJudge, impossible
 from conformance.observers import Options
-from conformance.ranks import RankPool, StartFailed
+from conformance.ranks import StartFailed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +46,8 @@ def _replay(text: str, options: Options) -> int:
         reason = impossible(item, options)
         if reason:
             raise ValueError(reason)
-        with RankPool() as pool:
-            verdict = examine(pool, item, options)
+        with ModelJudge(options) as judge:
+            verdict = judge.examine(item)
     except (ValueError, StartFailed) as error:
         print(error, file=sys.stderr)
         return 2

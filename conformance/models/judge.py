@@ -12,10 +12,11 @@ from conformance.models.items import ModelItem
 from conformance.models.subjects import SUBJECTS
 from conformance.observers import Options
 from conformance.ranks import RankPool, RankSetup, Reply
-from spec import Law, Measured, Violation, broken
+from spec import LAWS, Law, Measured, Violation, broken
 
-# Above what any item takes on a loaded machine: the first of a rank imports torch's compiler, its mesh, a model.
-DEADLINE: Final = 300.0
+# Ten times what an item takes on a loaded machine; the first that compiles takes longest. Once one has hung the next
+# need not wait so long, and after some nobody learns more.
+DEADLINE, DEADLINE_AFTER_HANG, MOST_HANGS = 150.0, 40.0, 3
 _SHOWN: Final = 6
 _STACK_LINES: Final = 30
 
@@ -31,7 +32,7 @@ def impossible(item: ModelItem, options: Options) -> str:
     return ""
 
 
-def setup(options: Options, P: int) -> RankSetup:
+def _setup(options: Options, P: int) -> RankSetup:
     """What ranks that run models must know."""
     chosen = {"impl": options.impl, "scratch": options.scratch}
     return RankSetup(P, "conformance.models.inside.serve:serve", chosen, sys_path=options.sys_path)
@@ -51,20 +52,53 @@ class ModelVerdict:
     text: str = ""
 
 
-def examine(pool: RankPool, item: ModelItem, options: Options) -> ModelVerdict:
-    """Run an item and judge it."""
-    laws = [law for law in item.laws if not options.clauses or law.name.startswith(options.clauses)]
-    names = tuple(law.name for law in laws)
+class ModelJudge:
+    """Runs items on ranks of its own, which run models and nothing else, and judges them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._pool = RankPool()
+        self._hangs = 0
+
+    def __enter__(self) -> ModelJudge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
+
+    def examine(self, item: ModelItem) -> ModelVerdict:
+        """Run an item and judge it."""
+        laws = _laws(item, self.options)
+        if self._hangs >= MOST_HANGS:
+            told = f"{item} was not run: {self._hangs} items had hung already"
+            return ModelVerdict(laws, laws, told)
+        replies = self._pool.call(
+            _setup(self.options, item.P), _command(item), DEADLINE_AFTER_HANG if self._hangs else DEADLINE
+        )
+        self._hangs += any(reply.fate == "hung" for reply in replies)
+        return verdict_of(item, self.options, replies)
+
+
+def _laws(item: ModelItem, options: Options) -> tuple[str, ...]:
+    return tuple(law.name for law in item.laws if not options.clauses or law.name.startswith(options.clauses))
+
+
+def _command(item: ModelItem) -> bytes:
     asked: dict[str, Any] = {"subject": item.subject, "procedure": item.procedure}
     if item.procedure == "jax":
         from conformance.models.jax_twin import losses
 
         asked["reference"] = losses()
-    replies = pool.call(setup(options, item.P), json.dumps(asked).encode(), DEADLINE)
+    return json.dumps(asked).encode()
+
+
+def verdict_of(item: ModelItem, options: Options, replies: Sequence[Reply]) -> ModelVerdict:
+    """What the replies of an item's ranks amount to."""
+    names = _laws(item, options)
     if any(reply.fate != "returned" for reply in replies):
         return ModelVerdict(names, names, _told(item, options, _lost(replies)))
     ranks = [[Measured.from_data(entry) for entry in json.loads(reply.payload or b"[]")] for reply in replies]
-    found = {law: tuple(broken(law, ranks)) for law in laws}
+    found = {LAWS[name]: tuple(broken(LAWS[name], ranks)) for name in names}
     failing = tuple(law.name for law, violations in found.items() if violations)
     if not failing:
         return ModelVerdict(names)

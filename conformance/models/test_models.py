@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from conformance.models.items import ModelItem, model_items
-from conformance.models.judge import examine, impossible
+from conformance.models.judge import ModelJudge, impossible
 from conformance.models.told import BROKEN, JUDGED, SIZE
 from conformance.plugin.stash import SUITE
-from conformance.ranks import RankPool
 from conformance.suite import Suite
 
 
@@ -23,19 +22,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    """Ranks that run models and nothing else, so that those of the suite are left to it."""
-    with RankPool() as made:
+def judge(suite: Suite) -> Iterator[ModelJudge]:
+    with ModelJudge(suite.options) as made:
         yield made
 
 
 def test_model(
-    model_item: ModelItem, suite: Suite, pool: RankPool, record_property: Callable[[str, object], None]
+    model_item: ModelItem, suite: Suite, judge: ModelJudge, record_property: Callable[[str, object], None]
 ) -> None:
     reason = impossible(model_item, suite.options)
     if reason:
         pytest.skip(reason)
-    verdict = examine(pool, model_item, suite.options)
+    verdict = judge.examine(model_item)
     record_property(SIZE, model_item.P)
     record_property(JUDGED, " ".join(verdict.judged))
     record_property(BROKEN, " ".join(verdict.broken))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,6 +125,13 @@ class Dies(TorchTp):
             os._exit(3)
         dist.barrier(group)
         return model
+
+
+class Hangs(TorchTp):
+    def parallelize(self, model: nn.Module, group: dist.ProcessGroup, example: Mapping[str, Any]) -> Any:
+        if dist.get_rank(group) == 0:
+            dist.barrier(group)
+        time.sleep(3600)
 
 
 class NoModels(TorchTp):

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from conformance.models.items import ModelItem
-from conformance.models.judge import ModelVerdict, examine, impossible
+from conformance.models.items import ModelItem, model_items
+from conformance.models.judge import DEADLINE_AFTER_HANG, MOST_HANGS, ModelJudge, ModelVerdict, impossible
 from conformance.observers import Options
-from conformance.ranks import RankPool
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    with RankPool() as made:
-        yield made
-
-
-def verdict(pool: RankPool, planted: str, item: str, clauses: tuple[str, ...] = ()) -> ModelVerdict:
+def verdict(planted: str, *items: str, clauses: tuple[str, ...] = ()) -> ModelVerdict:
+    """Of the last of these items; all run on the same ranks as long as these hold."""
     impl = f"{HERE / 'planted_models.py'}:{planted}"
-    return examine(pool, ModelItem.parse(item), Options(impl, clauses=clauses, sys_path=(str(HERE),)))
+    with ModelJudge(Options(impl, clauses=clauses, sys_path=(str(HERE),))) as judge:
+        return [judge.examine(ModelItem.parse(item)) for item in items][-1]
 
 
 PLANTED = [
@@ -46,41 +43,65 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("planted", "item", "laws"), PLANTED, ids=[f"{bug}-{item}" for bug, item, _ in PLANTED])
-def test_a_planted_bug_breaks_these_laws(pool: RankPool, planted: str, item: str, laws: tuple[str, ...]) -> None:
-    found = verdict(pool, planted, item)
+def test_a_planted_bug_breaks_these_laws(planted: str, item: str, laws: tuple[str, ...]) -> None:
+    found = verdict(planted, item)
 
     assert found.broken == laws, found.text
     assert found.text.splitlines()[1].endswith(f"planted_models.py:{planted} {item}")
 
 
-def test_a_bug_lies_ten_orders_of_magnitude_outside_its_bound(pool: RankPool) -> None:
-    text = verdict(pool, "BiasTwice", "residual-P2-model", ("model.output",)).text
+def test_a_bug_lies_ten_orders_of_magnitude_outside_its_bound() -> None:
+    text = verdict("BiasTwice", "residual-P2-model", clauses=("model.output",)).text
     bound, got = map(float, re.search(r"too far.*: expected at most (\S+), got (\S+)", text).groups())
 
     assert got > 1e10 * bound
 
 
-def test_a_right_way_to_clip_is_not_accused(pool: RankPool) -> None:
-    assert verdict(pool, "Clips", "gated-P2-clip") == ModelVerdict(("train.clip", "train.replicated"))
+def test_a_right_way_to_clip_is_not_accused() -> None:
+    assert verdict("Clips", "gated-P2-clip") == ModelVerdict(("train.clip", "train.replicated"))
 
 
-def test_clauses_that_were_not_asked_for_are_not_judged(pool: RankPool) -> None:
-    assert verdict(pool, "BiasTwice", "residual-P2-model", ("model.cut",)) == ModelVerdict(("model.cut",))
+def test_clauses_that_were_not_asked_for_are_not_judged() -> None:
+    assert verdict("BiasTwice", "residual-P2-model", clauses=("model.cut",)) == ModelVerdict(("model.cut",))
 
 
-def test_a_refusal_is_a_finding_with_its_stack(pool: RankPool) -> None:
-    found = verdict(pool, "Refuses", "gated-P2-sgd")
+def test_a_refusal_is_a_finding_with_its_stack() -> None:
+    found = verdict("Refuses", "gated-P2-sgd")
 
     assert found.broken == ("train.sgd", "train.replicated")
     assert re.search(r"^rank \d raised$", found.text, re.MULTILINE)
     assert "ValueError: this model has no linears" in found.text
 
 
-def test_a_rank_that_dies_is_a_finding_and_the_next_item_runs(pool: RankPool) -> None:
-    found = verdict(pool, "Dies", "gated-P2-model")
+def test_a_rank_that_dies_is_a_finding_and_the_next_item_runs() -> None:
+    first, second = (verdict("Dies", *["gated-P2-model"] * n) for n in (1, 2))
 
-    assert "rank 1 died exit code 3" in found.text
-    assert verdict(pool, "Clips", "gated-P2-inference-mode").text == ""
+    assert "rank 1 died exit code 3" in first.text
+    assert first.text == second.text
+
+
+def test_ranks_that_hang_are_a_finding_and_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conformance.models.judge.DEADLINE", 20.0)
+    monkeypatch.setattr("conformance.models.judge.DEADLINE_AFTER_HANG", 5.0)
+    assert DEADLINE_AFTER_HANG > 5
+    item = "gated-P2-inference-mode"
+
+    assert "rank 0 hung" in verdict("Hangs", item, item).text
+    assert (
+        verdict("Hangs", *[item] * (MOST_HANGS + 1)).text == f"{item} was not run: {MOST_HANGS} items had hung already"
+    )
+
+
+def collected(impl: str) -> list[str]:
+    """The items about models that a run has."""
+    command = ["-m", "pytest", "conformance/models", "--collect-only", "-q", "--impl", impl]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    return re.findall(r"test_model\[(.+)\]$", done.stdout, re.MULTILINE)
+
+
+def test_only_who_can_parallelise_models_is_judged_by_them() -> None:
+    assert collected("torch_tp") == [str(item) for item in model_items()]
+    assert collected("numpy") == collected(f"{HERE / 'planted_models.py'}:NoModels") == []
 
 
 def test_without_transformers_its_models_are_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

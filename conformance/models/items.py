@@ -10,7 +10,9 @@ from conformance.models.subjects import SUBJECTS
 from spec import LAWS, Law
 
 _MODEL: Final = tuple(name for name in LAWS if name.startswith("model."))
-_TRAINED: Final = ("gated", "llama", "llama-tied")
+_TRAINED: Final = ("gated", "llama", "llama-tied", "llama-two-kv")
+# Those of which other modules than linears are cut.
+_BEYOND_LINEARS: Final = ("gpt2", "mixtral")
 # Values that have gone through few linears: bfloat16 says too little of what has gone through more.
 _SHALLOW: Final = ("residual", "branches", "shared")
 
@@ -26,18 +28,18 @@ class Procedure:
 
 PROCEDURES: Final[Mapping[str, Procedure]] = {
     "model": Procedure(_MODEL, tuple(SUBJECTS)),
-    "sgd": Procedure(("train.sgd", "train.replicated"), _TRAINED),
+    "sgd": Procedure(("train.sgd", "train.replicated"), (*_TRAINED, *_BEYOND_LINEARS)),
     "adamw": Procedure(("train.adamw", "train.replicated"), _TRAINED),
     "clip": Procedure(("train.clip", "train.replicated"), _TRAINED),
-    "accumulation": Procedure(("train.accumulation", "train.replicated"), _TRAINED),
+    "accumulation": Procedure(("train.accumulation", "train.replicated"), ("gated", "llama", "llama-tied")),
     "checkpoint": Procedure(("train.checkpoint", "train.replicated"), ("gated", "llama")),
     "checkpoint-reentrant": Procedure(("train.checkpoint", "train.replicated"), ("gated",)),
     "autocast": Procedure(("train.autocast",), _SHALLOW),
     "dropout": Procedure(("train.dropout", "train.replicated"), ("gated",)),
     "jax": Procedure(("train.jax",), ("gated",)),
     "compile": Procedure(("works.compile",), ("gated",)),
-    "deepcopy": Procedure(("works.deepcopy",), ("gated", "llama-tied")),
-    "pickle": Procedure(("works.pickle",), ("gated", "llama-tied")),
+    "deepcopy": Procedure(("works.deepcopy",), ("gated", "llama-tied", *_BEYOND_LINEARS)),
+    "pickle": Procedure(("works.pickle",), ("gated", "llama-tied", *_BEYOND_LINEARS)),
     "inference-mode": Procedure(("works.inference-mode",), ("gated", "llama")),
     "fsdp2": Procedure(("works.fsdp2",), ("gated", "llama"), (4,)),
     "ddp": Procedure(("works.ddp",), ("gated", "llama"), (4,)),

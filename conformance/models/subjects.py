@@ -57,6 +57,13 @@ SUBJECTS: Final = {
             config=_LLAMA | {"tie_word_embeddings": True},
             generates=True,
         ),
+        # At P = 4 two ranks share a key and value head.
+        Subject(
+            "llama-two-kv",
+            ("LlamaConfig", "LlamaForCausalLM"),
+            config=_LLAMA | {"num_key_value_heads": 2},
+            generates=True,
+        ),
         Subject(
             "gpt2",
             ("GPT2Config", "GPT2LMHeadModel"),

@@ -69,8 +69,8 @@ class Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         found, name = getattr(report, "found", None), name_of(report.nodeid)
-        if report.when == "call":
-            self.laws.add(report.user_properties)
+        if report.when == "call" and not name:
+            self.laws.add(getattr(report, "user_properties", ()))
         if found:
             self.ran[name] = None
             self.tally.add(Tally.from_data(found["tally"]))

@@ -7,6 +7,7 @@ compute, communicate and refuse, and judges what an implementation was seen to d
 from spec import clauses as clauses
 from spec.case import Case, CaseSyntaxError
 from spec.contract import Agreement, Budget, agreement
+from spec.laws import LAWS, Law, Measured, broken
 from spec.observation import Array, Collective, Observation, Raised, Step
 from spec.placements import Edge, Partial, Placement, Replicated, Sharded
 from spec.register import REGISTER, Clause, ContractViolation, Finding, Violation, applicable, judge
@@ -15,6 +16,7 @@ from spec.truth import Truth, Values
 from spec.values import Inputs, amplitude, inputs
 
 __all__ = [
+    "LAWS",
     "REGISTER",
     "STANDARD",
     "Agreement",
@@ -28,6 +30,8 @@ __all__ = [
     "Edge",
     "Finding",
     "Inputs",
+    "Law",
+    "Measured",
     "Observation",
     "Partial",
     "Placement",
@@ -42,6 +46,7 @@ __all__ = [
     "agreement",
     "amplitude",
     "applicable",
+    "broken",
     "inputs",
     "judge",
     "normal",

@@ -14,6 +14,7 @@ from textwrap import fill
 
 from spec.case import LAYERS, PROCEDURES, Case, CaseSyntaxError
 from spec.document import PROSE, SPEC, candidates, document, example, stale
+from spec.laws import LAWS
 from spec.register import REGISTER, Clause
 from spec.trace import traced
 
@@ -75,8 +76,13 @@ def _list(rest: Sequence[str]) -> str:
 def _explain(rest: Sequence[str]) -> str:
     if len(rest) != 1:
         raise Refused("explain takes the name of one clause, for example row.forward.bias-once")
+    if rest[0] in LAWS:
+        law = LAWS[rest[0]]
+        return (
+            f"{law.name}  ({law.level}, of whole models)\n{law.title}\n\n{fill(law.text, 110, break_on_hyphens=False)}"
+        )
     if rest[0] not in REGISTER:
-        near = _nearest(rest[0], REGISTER)
+        near = _nearest(rest[0], [*REGISTER, *LAWS])
         raise Refused(f"there is no clause {rest[0]!r}{near or '; python -m spec list shows all'}")
     return _explained(REGISTER[rest[0]])
 

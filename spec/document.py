@@ -22,6 +22,7 @@ from spec import clauses as clauses
 from spec.case import FUNCTIONS, LAYERS, PROCEDURES, Case
 from spec.contract import Budget, agreement
 from spec.faults import FAULTS, faults_of
+from spec.laws import LAWS
 from spec.numerics import FORMATS
 from spec.placements import Edge, Placement, Sharded
 from spec.register import REGISTER, Clause
@@ -259,6 +260,13 @@ def _clauses() -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _laws() -> str:
+    return "\n\n".join(
+        f"#### `{law.name}` ({law.level})\n\n**{law.title}.** {law.text} Resolution: {law.resolution:g}."
+        for law in LAWS.values()
+    )
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "functions": _functions,
     "column": partial(_layer, "column"),
@@ -270,4 +278,5 @@ PARTS: dict[str, Callable[[], str]] = {
     "procedures": _procedures,
     "faults": _faults,
     "clauses": _clauses,
+    "laws": _laws,
 }

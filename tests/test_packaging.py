@@ -55,7 +55,8 @@ SUITE = {"hypothesis", "jax", "numpy", "pytest", "pytest-xdist"}
     [
         ("jax", {"jax"}),
         ("conformance", SUITE),
-        ("dev", SUITE | {"build", "import-linter", "mypy", "ruff", "tox"}),
+        ("models", {"transformers"}),
+        ("dev", SUITE | {"transformers", "build", "import-linter", "mypy", "ruff", "tox"}),
     ],
 )
 def test_extra_installs(extra, expected):
@@ -65,7 +66,7 @@ def test_extra_installs(extra, expected):
 
 def test_no_other_extras():
     """An extra nobody listed above is an extra nobody checks."""
-    assert sorted(PROJECT["optional-dependencies"]) == ["conformance", "dev", "jax"]
+    assert sorted(PROJECT["optional-dependencies"]) == ["conformance", "dev", "jax", "models"]
 
 
 def test_installing_puts_no_plugin_into_pytest():
@@ -88,9 +89,11 @@ def test_wheel_holds_nothing_else():
 
 def test_every_version_is_pinned():
     """What an environment of tox.ini installs by name has its version in constraints.txt, torch the one CI has."""
-    names = resolved("conformance") | {
-        name_of(r) for r in PROJECT["dependencies"] + PYPROJECT["build-system"]["requires"]
-    }
+    names = (
+        resolved("conformance")
+        | resolved("models")
+        | {name_of(r) for r in PROJECT["dependencies"] + PYPROJECT["build-system"]["requires"]}
+    )
     for environment in ENVIRONMENTS:
         names |= {name_of(dep) for dep in TOX[f"testenv:{environment}"].get("deps", "").split()}
 
@@ -143,6 +146,9 @@ BREACHES = [
     ("front-light", "conformance/__init__.py", "from spec.reference import truth"),
     ("frameworks-in-ranks", "conformance/new.py", "import torch.distributed"),
     ("frameworks-in-ranks", "conformance/new.py", "import torch_tp"),
+    ("frameworks-in-ranks", "conformance/models/new.py", "import transformers"),
+    ("models-in-ranks", "conformance/models/inside/new.py", "from conformance import heavy"),
+    ("models-in-ranks", "conformance/models/inside/new.py", "from conformance.models import jax_twin"),
     ("reporting-rooms", "conformance/reporting/record.py", "from conformance.reporting import page"),
     ("reporting-rooms", "conformance/reporting/picture.py", "import conformance.reporting.results"),
     ("reporting-rooms", "conformance/reporting/evidence.py", "def f():\n    from conformance.reporting import failure"),
@@ -160,6 +166,8 @@ def rooms(top: Path) -> None:
         "conformance/heavy.py": "import pytest",
         "conformance/ranks/main.py": "import torch",
         "conformance/adapters/own.py": "import torch_tp",
+        "conformance/models/inside/own.py": "import torch",
+        "conformance/models/jax_twin.py": "import spec.reference",
         **{f"conformance/reporting/{room}.py": "" for room in REPORTING},
         "conformance/reporting/page.py": "from conformance.reporting import picture, record",
     }

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from conformance.adapters.layer import Layer
+from conformance.adapters.models import ParallelisesModels
 from conformance.adapters.protocol import Declaration, Group, Requirement
 from conformance.adapters.torch_procedures import Procedures
 from conformance.adapters.torch_session import TorchSession
@@ -117,7 +118,14 @@ class TorchAdapter:
         versions |= self.versions()
         notes = tuple(note for requirement in self.requires if (note := requirement.note()))
         return Declaration(
-            name, versions, self.strict, flags=flags, semantics=self.semantics, notes=notes, deadline=self.deadline
+            name,
+            versions,
+            self.strict,
+            flags=flags,
+            semantics=self.semantics,
+            notes=notes,
+            deadline=self.deadline,
+            models=isinstance(self, ParallelisesModels),
         )
 
     def declines(self, case: Case) -> str:

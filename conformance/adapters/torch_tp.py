@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from conformance.adapters.pytorch import Layer, TorchAdapter
@@ -39,3 +41,25 @@ class TorchTp(TorchAdapter):
             dtype=layer.dtype,
             **layer.flags,
         )
+
+    def parallelize(self, model: torch.nn.Module, group: dist.ProcessGroup, example: Mapping[str, Any]) -> Any:
+        """A whole model, see `conformance.adapters.models`."""
+        import torch_tp
+
+        return torch_tp.parallelize(model, group, example=example)
+
+    def part(self, parameter: Any, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        """What a rank holds of a tensor that lies as this parameter lies."""
+        import torch_tp
+
+        placement = getattr(parameter, "placement", None)
+        if not isinstance(placement, torch_tp.Shard):
+            return whole
+        held = placement.ranges(whole.shape[placement.dim], size, rank)
+        return torch.cat([whole.narrow(placement.dim, each.start, len(each)) for each in held], placement.dim)
+
+    def clip_grad_norm_(self, model: torch.nn.Module, max_norm: float) -> torch.Tensor:
+        """The norm of the dense model's gradient, by which all gradients were scaled."""
+        import torch_tp
+
+        return torch_tp.clip_grad_norm_(model, max_norm)

@@ -33,13 +33,13 @@ def options_of(config: pytest.Config) -> Options:
     Raises:
         pytest.UsageError: a world size that is none of 1, 2, 4, an unknown clause, a bad file of known deviations.
     """
-    from spec import REGISTER
+    from spec import LAWS, REGISTER
 
     words = str(config.getoption("--world-sizes")).split(",")
     if not words or set(words) - {"1", "2", "4"}:
         raise pytest.UsageError(f"--world-sizes {','.join(words)}: give some of 1, 2, 4, separated by commas")
     for prefix in config.getoption("--clause"):
-        if not any(name.startswith(prefix) for name in REGISTER):
+        if not any(name.startswith(prefix) for name in (*REGISTER, *LAWS)):
             raise pytest.UsageError(f"--clause {prefix}: no clause begins so; `python -m spec` lists them")
     file = config.getoption("--cells")
     if file and not Path(file).absolute().parent.is_dir():

@@ -37,7 +37,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section(f"conformance of {config.stash[SUITE].declaration.name}")
     tally, reachable = config.stash[COLLECTOR].tally, items(options.world_sizes)
     strict = config.stash[SUITE].declaration.strict
-    for line in [*closing_table(tally, options.world_sizes, not_run, strict), *summary(tally, reachable)]:
+    laws = config.stash[COLLECTOR].laws.lines(options.world_sizes)
+    for line in [*closing_table(tally, options.world_sizes, not_run, strict), *laws, *summary(tally, reachable)]:
         terminalreporter.write_line(line)
     file = config.getoption("--cells")
     if file:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from conformance.models.told import Laws
 from conformance.reporting.record import Failure, ItemsRun
 from conformance.reporting.record.plain import data, record_of
 from conformance.suite import Suite
@@ -44,12 +45,14 @@ class Collector:
 
     Attributes:
         tally, failures: of all tests that told what they found.
+        laws: what was judged of whole models.
         planned, ran: names of tests; lost: sentences about those that ended without a word.
     """
 
     def __init__(self) -> None:
         self.tally = Tally()
         self.failures: list[Failure] = []
+        self.laws = Laws()
         self.planned: tuple[str, ...] = ()
         self.ran: dict[str, None] = {}
         self.lost: list[str] = []
@@ -66,6 +69,8 @@ class Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         found, name = getattr(report, "found", None), name_of(report.nodeid)
+        if report.when == "call" and not name:
+            self.laws.add(getattr(report, "user_properties", ()))
         if found:
             self.ran[name] = None
             self.tally.add(Tally.from_data(found["tally"]))

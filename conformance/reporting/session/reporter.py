@@ -54,7 +54,8 @@ class Reporter:
         enter(session.config, suite_properties(self.suite.declaration, self.suite.options))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        judged = session.config.option.collectonly or self.found.tally.examples.total()
+        seen = self.found.tally.examples.total() + self.found.laws.judged.total()
+        judged = session.config.option.collectonly or seen
         if session.exitstatus == pytest.ExitCode.OK and session.testscollected and not judged:
             self.lines.append("nothing was judged: the implementation has none of the cases that were asked for")
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED

@@ -112,6 +112,7 @@ class Declaration:
         semantics: what it defines otherwise; observations are translated accordingly before they are judged.
         notes: sentences for the header, such as a version that nobody has tested.
         deadline: seconds that a case may take before its ranks count as hanging; 0 is what the suite gives.
+        fused: which of merged and qkv it has; the suite has no items of the others.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Declaration:
     semantics: Semantics = STANDARD
     notes: Sequence[str] = ()
     deadline: float = 0.0
+    fused: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.deadline <= LONGEST_DEADLINE:

@@ -29,6 +29,7 @@ from conformance.adapters.protocol import Declaration, Group, Requirement
 from conformance.adapters.torch_procedures import Procedures
 from conformance.adapters.torch_session import TorchSession
 from spec import STANDARD, Case
+from spec.case import FUSED
 from spec.faults import arguments
 
 
@@ -54,7 +55,7 @@ class TorchAdapter:
 
     Attributes:
         name: for the header.
-        layers: which of column, row, copy, reduce, gather, scatter it has.
+        layers: which of column, row, copy, reduce, gather, scatter it has, and of merged and qkv, which it may lack.
         flags: the layers' flags that it has; cases that need another are declined.
         procedures_declined: procedure -> reason.
         accepts: faults that it accepts on purpose -> reason (other semantics; never a failure).
@@ -117,7 +118,14 @@ class TorchAdapter:
         versions |= self.versions()
         notes = tuple(note for requirement in self.requires if (note := requirement.note()))
         return Declaration(
-            name, versions, self.strict, flags=flags, semantics=self.semantics, notes=notes, deadline=self.deadline
+            name,
+            versions,
+            self.strict,
+            flags=flags,
+            semantics=self.semantics,
+            notes=notes,
+            deadline=self.deadline,
+            fused=[layer for layer in FUSED if layer in self.layers],
         )
 
     def declines(self, case: Case) -> str:

@@ -12,6 +12,7 @@ from itertools import permutations
 import numpy as np
 
 from conformance.diagnosis import sentences as say
+from conformance.diagnosis.parts import of_parts
 from conformance.diagnosis.tensors import Tensor
 from spec.placements import Floats, bounds
 
@@ -55,6 +56,9 @@ def guesses(tensor: Tensor) -> Iterator[Guess]:
         yield from _biased(tensor, P)
     if tensor.terms:
         yield from _summed(tensor, P)
+    if tensor.layout is not None and P > 1:
+        joined = tensor.whole is not None and not tensor.sliced
+        yield from (Guess(text, numbers) for text, numbers in of_parts(tensor.layout, P, joined))
     if tensor.whole is not None and P > 1:
         yield from _sliced(tensor, tensor.whole, P) if tensor.sliced else _joined(tensor, tensor.whole, P)
     yield from _kept(tensor, P)

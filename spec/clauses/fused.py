@@ -104,7 +104,7 @@ def separate(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[
     """By the column layer's own cut of each part, and by NumPy: neither placement nor product is the truth's."""
     data, wanted = truth.data[0], expected_gradients(case)
     assert data.weight is not None
-    x, g = data.x.reshape(case.rows, -1), data.g.reshape(case.rows, -1)
+    x, g = (value.reshape(case.rows, value.shape[-1]) for value in (data.x, data.g))
     start, whole, total = 0, dict[str, list[Floats]](output=[], weight=[], bias=[]), 0 * x
     for size in case.parts:
         mine = slice(start, start + size)

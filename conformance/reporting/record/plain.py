@@ -34,7 +34,8 @@ def record_of(kind: Any, content: Any, where: str = "it") -> Any:
     """A record of this kind, made of data; the inverse of `data`.
 
     Raises:
-        DoesNotFit: a key is absent that has no default, or a value of another type; the text says where. Keys too many are no matter.
+        DoesNotFit: a key is absent that has no default, or a value of another type; the text says where. Keys too many
+            are no matter.
     """
     if kind is Any:
         return content

@@ -114,6 +114,8 @@ def _summed(tensor: Tensor, P: int) -> Iterator[Guess]:
         yield counted(say.REDUCED_ON_SOME.format(ranks=ranks(right)), own)
         yield counted(say.REDUCED_ON_SOME.format(ranks=ranks(right)), 0 * own)
     yield counted(say.NOT_REDUCED, own)
+    for size in (n for n in range(2, P) if P % n == 0):
+        yield counted(say.REDUCED_AMONG, np.kron(np.eye(P // size), np.ones((size, size))))
     for biases in (1, P):
         yield counted(say.REDUCED_TWICE, P * every, biases)
     for biases in (1, 1 / P):

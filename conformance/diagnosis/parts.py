@@ -65,6 +65,11 @@ def _cut(layout: Layout, P: int) -> Iterator[tuple[str, Numbers]]:
         yield say.PARTS_PERMUTED, tuple(local(moved, shuffled, P, r) for r in range(P))
         # The other way round: a master whose parts stand in another order is taken for one in this order.
         yield say.PARTS_PERMUTED, tuple(local(held, shuffled, P, r) for r in range(P))
+    for number in range(len(parts)):
+        for by in range(1, P):
+            yield say.OTHER_PART, tuple(_with_part_of(held, whole, P, r, number, (r + by) % P) for r in range(P))
+            others = [_with_part_of(held, whole, P, (r + by) % P, number, r) for r in range(P)]
+            yield say.OTHER_PART, tuple(others)
     for width in range(1, min(held.sizes) + 1):
         yield say.HEADS_INTERLEAVED, _interleaved(held, whole, P, width)
 
@@ -75,6 +80,13 @@ def _with_heads_of(held: Parts, whole: Floats, P: int, r: int, head: int) -> Flo
     own = zip(starts, held.sizes, held.copies, strict=False)
     numbers = [(start, bounds(size, P // c, head if c > 1 else r)) for start, size, c in own]
     return np.concatenate([np.take(whole, range(s + i.start, s + i.stop), held.dim) for s, i in numbers], held.dim)
+
+
+def _with_part_of(held: Parts, whole: Floats, P: int, r: int, number: int, other: int) -> Floats:
+    """Rank r's slices, but of one part another rank's."""
+    mine, theirs = held.slices(P, r), held.slices(P, other)
+    mine[number] = theirs[number]
+    return np.concatenate([np.take(whole, range(s.start, s.stop), held.dim) for s in mine], held.dim)
 
 
 def _interleaved(held: Parts, whole: Floats, P: int, width: int) -> Numbers:

@@ -102,7 +102,7 @@ def _several_parts(case: Case, P: int) -> Iterator[dict[str, Any]]:
         yield {"parts": grown, "in_features": 7}
         yield {"parts": grown, "in_features": case.in_features}
         return
-    like = max(1, P // 2) if case.kv_heads < case.P else case.kv_heads // case.P * P
+    like = max(1, P // 2) if case.kv_heads < case.P else 2 * P
     for kv_heads in dict.fromkeys((like, case.kv_heads)):
         yield {"heads": 2 * max(P, kv_heads), "kv_heads": kv_heads, "head_size": 3, "in_features": 7}
 

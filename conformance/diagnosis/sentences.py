@@ -23,6 +23,7 @@ TERM_MISSING: Final = "a sum without the term of {ranks}"
 TERM_TWICE: Final = "a sum in which the term of {ranks} is counted twice"
 TERMS_COUNTED: Final = "a sum that counts the ranks' terms {digits} times"
 REDUCED_ON_SOME: Final = "a reduction whose result reaches {ranks} alone"
+REDUCED_AMONG: Final = "a reduction over some of the ranks alone, each rank with its neighbours"
 OTHER_GROUP: Final = "a reduction over ranks of another group"
 
 # What every rank holds for itself: a slice, or an equal copy.
@@ -54,6 +55,7 @@ ONE_BLOCK: Final = "parts that are cut as one block"
 PARTS_PERMUTED: Final = "parts in another order"
 JOINED_BY_RANK: Final = "slices joined by rank, not by part"
 HEADS_INTERLEAVED: Final = "parts that are taken for interleaved ones"
+OTHER_PART: Final = "a part that is another rank's slice"
 OTHER_COPY: Final = "a key or value head that other ranks should hold"
 COPIES_NOT_SUMMED: Final = "a gradient of copies that is not summed: each rank has its own term"
 COPIES_AVERAGED: Final = "a gradient of copies that is averaged"
@@ -139,6 +141,7 @@ _NEXT: Final = {
     TERM_TWICE: "Look for a rank that adds its term again after the reduction.",
     TERMS_COUNTED: "Each digit should be 1; look at what the ranks with other digits put into the reduction.",
     REDUCED_ON_SOME: "Use an all-reduce: a reduce leaves the sum on one rank.",
+    REDUCED_AMONG: "Reduce over the whole tensor-parallel group, not over a part of it.",
     OTHER_GROUP: "Pass the layer's own process group to every collective, and use the rank in that group.",
     SUMMED: "This value is no partial sum; drop the reduction.",
     MEAN: "This value is no partial sum; drop the reduction.",
@@ -164,6 +167,7 @@ _NEXT: Final = {
     PARTS_PERMUTED: "Keep the parts in the order of the master: of qkv query, key, value.",
     JOINED_BY_RANK: "After the all-gather take each rank's slices apart and join those of one part.",
     HEADS_INTERLEAVED: "The master is [W_q; W_k; W_v], all heads of one kind together; convert a checkpoint before.",
+    OTHER_PART: "Cut all parts by the same rank.",
     OTHER_COPY: "Rank r holds key head r // c where c ranks hold each, not r % K.",
     COPIES_NOT_SUMMED: "Sum the key and value rows' gradient over the ranks that hold the head, weight and bias alike.",
     COPIES_AVERAGED: "Reduce with SUM: each copy has a term of its own.",

@@ -93,50 +93,6 @@ clause(
 )(value)
 
 
-@clause(
-    "merged.parts.separate",
-    "Merged is as separate column layers",
-    """Each part of the output and of the parameters' gradients is what the column layer gives that holds this part
-    alone, and the input's gradient is the sum of theirs.""",
-    _of("merged", lambda case: differentiates(case) and case.procedure == "run"),
-)
-def separate(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    """By the column layer's own cut of each part, and by NumPy: neither placement nor product is the truth's."""
-    data, wanted = truth.data[0], expected_gradients(case)
-    assert data.weight is not None
-    x, g = (value.reshape(case.rows, value.shape[-1]) for value in (data.x, data.g))
-    start, whole, total = 0, dict[str, list[Floats]](output=[], weight=[], bias=[]), 0 * x
-    for size in case.parts:
-        mine = slice(start, start + size)
-        bias = data.bias[mine] if data.bias is not None and not case.skip_bias_add else 0
-        whole["output"].append((x @ data.weight[mine].T + bias).reshape(*case.batch, size))
-        whole["weight"].append(g[:, mine].T @ x)
-        whole["bias"].append(g[:, mine].sum(0))
-        total = total + g[:, mine] @ data.weight[mine]
-        start += size
-    for rank, step in steps(seen):
-        got = {"output": step.output} | {name: step.gradients.get(name) for name in wanted - {"x"}}
-        for name, array in got.items():
-            dim = -1 if name == "output" else 0
-            widths = [size if name == "output" and case.gather_output else size // case.P for size in case.parts]
-            if array is None or array.shape[dim:][:1] != (sum(widths),):
-                continue
-            for number, part in enumerate(whole[name]):
-                expected = part if widths[number] == case.parts[number] else local(Sharded(dim), part, case.P, rank)
-                label = f"part {number} of the {'output' if name == 'output' else f'gradient of {name}'}"
-                yield from compare(rank, step, label, _part(array, widths, number, dim), expected)
-        if "x" in wanted:
-            yield from compare(rank, step, "gradient of x", step.gradients.get("x"), total.reshape(data.x.shape))
-
-
-def _part(array: Array, widths: Sequence[int], number: int, dim: int) -> Array:
-    """One part of a tensor, as a tensor."""
-    start = sum(widths[:number])
-    index = (..., slice(start, start + widths[number])) if dim == -1 else (slice(start, start + widths[number]),)
-    numbers = array.numbers[index]
-    return Array(encode(numbers, array.dtype).tobytes(), array.dtype, numbers.shape)
-
-
 def _gradient_of(name: str) -> Check:
     return lambda case, truth, seen: gradient(case, truth, seen, name)
 
@@ -224,3 +180,47 @@ def copies_equal(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
             if not same_bits(array, shared[origin]):
                 what = f"the bits of {name}'s gradient, key and value rows, are not those of rank {origin}"
                 yield Violation(seen[rank].rank, "first", what, shown(shared[origin]), shown(array))
+
+
+@clause(
+    "merged.parts.separate",
+    "Merged is as separate column layers",
+    """Each part of the output and of the parameters' gradients is what the column layer gives that holds this part
+    alone, and the input's gradient is the sum of theirs.""",
+    _of("merged", lambda case: differentiates(case) and case.procedure == "run"),
+)
+def separate(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
+    """By the column layer's own cut of each part, and by NumPy: neither placement nor product is the truth's."""
+    data, wanted = truth.data[0], expected_gradients(case)
+    assert data.weight is not None
+    x, g = (value.reshape(case.rows, value.shape[-1]) for value in (data.x, data.g))
+    start, whole, total = 0, dict[str, list[Floats]](output=[], weight=[], bias=[]), 0 * x
+    for size in case.parts:
+        mine = slice(start, start + size)
+        bias = data.bias[mine] if data.bias is not None and not case.skip_bias_add else 0
+        whole["output"].append((x @ data.weight[mine].T + bias).reshape(*case.batch, size))
+        whole["weight"].append(g[:, mine].T @ x)
+        whole["bias"].append(g[:, mine].sum(0))
+        total = total + g[:, mine] @ data.weight[mine]
+        start += size
+    for rank, step in steps(seen):
+        got = {"output": step.output} | {name: step.gradients.get(name) for name in wanted - {"x"}}
+        for name, array in got.items():
+            dim = -1 if name == "output" else 0
+            widths = [size if name == "output" and case.gather_output else size // case.P for size in case.parts]
+            if array is None or array.shape[dim:][:1] != (sum(widths),):
+                continue
+            for number, part in enumerate(whole[name]):
+                expected = part if widths[number] == case.parts[number] else local(Sharded(dim), part, case.P, rank)
+                label = f"part {number} of the {'output' if name == 'output' else f'gradient of {name}'}"
+                yield from compare(rank, step, label, _part(array, widths, number, dim), expected)
+        if "x" in wanted:
+            yield from compare(rank, step, "gradient of x", step.gradients.get("x"), total.reshape(data.x.shape))
+
+
+def _part(array: Array, widths: Sequence[int], number: int, dim: int) -> Array:
+    """One part of a tensor, as a tensor."""
+    start = sum(widths[:number])
+    index = (..., slice(start, start + widths[number])) if dim == -1 else (slice(start, start + widths[number]),)
+    numbers = array.numbers[index]
+    return Array(encode(numbers, array.dtype).tobytes(), array.dtype, numbers.shape)

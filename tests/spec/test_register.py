@@ -14,7 +14,7 @@ from spec.case import LAYERS
 from spec.register import clause
 
 # What these say follows from clauses before them, so no fault is theirs alone.
-FOLLOWING = {*(f"{name}.adjoint" for name in ("copy", "reduce", "gather", "scatter"))}
+FOLLOWING = {*(f"{name}.adjoint" for name in ("copy", "reduce", "gather", "scatter")), "merged.parts.separate"}
 
 
 def every_fault() -> list[Doctored]:

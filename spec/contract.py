@@ -84,7 +84,7 @@ def _collectives(case: Case, *planned: tuple[str, int]) -> tuple[Budget, ...]:
 
 def _column(case: Case) -> Agreement:
     """The column layer, and the layers of several parts that are cut like it."""
-    held, slices = _cut_of_outputs(case)
+    held, slices = cut_of_outputs(case)
     width = sum(size * c for size, c in zip(case.sizes, case.copies, strict=True))
     wants_x = "x" in needs_gradient(case) and runs_backward(case)
     reduced = [("all-reduce", case.rows * case.in_features)] * wants_x
@@ -100,8 +100,8 @@ def _column(case: Case) -> Agreement:
     )
 
 
-def _cut_of_outputs(case: Case) -> tuple[Placement, Placement]:
-    """Of parameters and of outputs."""
+def cut_of_outputs(case: Case) -> tuple[Placement, Placement]:
+    """How a column-like layer cuts its output features: those of parameters, and those of what each rank computes."""
     if case.layer == "column":
         return Sharded(0), LAST
     return Parts(0, case.sizes, case.copies), Parts(-1, case.sizes, case.copies).expanded(case.P)

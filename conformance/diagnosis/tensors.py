@@ -12,6 +12,7 @@ from conformance.diagnosis.parts import Layout
 from spec import Case, Inputs, Observation, Partial, Placement, Sharded, Truth, agreement
 from spec.case import COLUMN_LIKE, FUSED
 from spec.clauses.compare import expected_gradients, gradient_placement
+from spec.contract import cut_of_outputs
 from spec.placements import Floats, Parts, bounds, local
 
 
@@ -141,11 +142,7 @@ def _terms(case: Case, data: Inputs, name: str) -> tuple[Floats, ...]:
 
 def _upstream(case: Case, data: Inputs, r: int) -> Floats:
     """The upstream gradient of what rank r computes."""
-    terms = agreement(case)
-    held = terms.parameters["weight"]
-    assert isinstance(held, Sharded)
-    placement = replace(held, dim=-1) if case.gather_output else terms.output.gradient
-    return local(placement, data.g, case.P, r)
+    return local(cut_of_outputs(case)[1], data.g, case.P, r)
 
 
 def _own_terms(case: Case, data: Inputs, name: str) -> tuple[Floats, ...]:

@@ -118,13 +118,15 @@ class HeadsNotCompared(TorchTp):
     """A number of key heads that fits neither P nor the query heads is set to one that does."""
 
     def build(self, layer: Layer, group: dist.ProcessGroup) -> Any:
-        if layer.kind == "qkv" and layer.kv_heads > layer.size and layer.weight is not None:
-            fits = layer.kv_heads % layer.size == 0 and layer.heads % layer.kv_heads == 0
-            kv_heads = layer.kv_heads if fits else 1
-            rows = int(layer.heads + 2 * kv_heads) * layer.head_size
+        if layer.kind == "qkv" and layer.weight is not None and self.misfit(layer):
+            rows = (layer.heads + 2) * layer.head_size
             bias = None if layer.bias is None else layer.bias[:rows]
-            layer = replace(layer, kv_heads=kv_heads, out_features=rows, weight=layer.weight[:rows], bias=bias)
+            layer = replace(layer, kv_heads=1, out_features=rows, weight=layer.weight[:rows], bias=bias)
         return super().build(layer, group)
+
+    def misfit(self, layer: Layer) -> bool:
+        K, P = layer.kv_heads, layer.size
+        return layer.heads in range(1, 1000) and (layer.heads % K != 0 or (K % P != 0 and P % K != 0))
 
 
 class QKVCutAsOneBlock(TorchTp):

@@ -279,7 +279,7 @@ def _reason_against_parts(case: Case) -> str:
         return ""
     H, K = case.heads, case.kv_heads
     if min(case.in_features, H, K, case.head_size) < 1:
-        return f"in={case.in_features} heads={H} kv={K} head={case.head_size}: sizes must be at least 1"
+        return f"in={case.in_features} heads={H} kv={K} head_size={case.head_size}: sizes must be at least 1"
     if H % case.P or H % K:
         return f"heads={H} must be a multiple of P={case.P} and of kv={K}"
     return f"kv={K} must divide P={case.P} or be a multiple of it" if K % case.P and case.P % K else ""

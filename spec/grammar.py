@@ -24,7 +24,7 @@ _KEYED: Final[dict[str, str]] = {
     "parts": "parts",
     "heads": "heads",
     "kv": "kv_heads",
-    "head": "head_size",
+    "head_size": "head_size",
     "dim": "dim",
     "input_is_parallel": "input_is_parallel",
     "reduce_output": "reduce_output",
@@ -56,7 +56,7 @@ def line_of(case: Any, defaults: Mapping[str, Any]) -> str:
     if case.layer == "merged":
         words.append(f"parts={','.join(map(str, case.parts))}")
     elif case.layer == "qkv":
-        words.append(f"heads={case.heads} kv={case.kv_heads} head={case.head_size}")
+        words.append(f"heads={case.heads} kv={case.kv_heads} head_size={case.head_size}")
     elif case.has_parameters:
         words.append(f"out={case.out_features}")
     words.append(case.dtype)

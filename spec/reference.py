@@ -141,20 +141,18 @@ def _padded_parts(case: Case, x: Floats, w: Floats, b: Floats, g: Floats) -> tup
     rows, i, e = case.rows, case.in_features, g.shape[-1]
     n, m, k = _bucket(rows), _bucket(i), _bucket(e)
     ends = np.cumsum(case.sizes)
-    buckets = [_bucket(size) for size in case.sizes]
-    parts = [
-        (_pad(w[end - size : end], (bucket, m)), _pad(b[end - size : end], (bucket,)))
-        for end, size, bucket in zip(ends, case.sizes, buckets, strict=True)
-    ]
-    starts = np.cumsum([0, *buckets])
-    cut = zip(starts, case.sizes, case.copies, strict=False)
+    cuts = [slice(end - size, end) for end, size in zip(ends, case.sizes, strict=True)]
+    # Two parts and three share a program.
+    cuts += [slice(0, 0)] * (3 - len(cuts))
+    parts = [(_pad(w[cut], (k, m)), _pad(b[cut], (k,))) for cut in cuts]
     columns = [
-        np.repeat((start + np.arange(size)).reshape(case.P // c, -1), c, axis=0).ravel() for start, size, c in cut
+        np.repeat((number * k + np.arange(size)).reshape(case.P // c, -1), c, axis=0).ravel()
+        for number, (size, c) in enumerate(zip(case.sizes, case.copies, strict=True))
     ]
     padded = _pad(np.concatenate(columns), (k,)).astype(np.int32)
     y, dx, own = parts_and_gradients(_pad(x.reshape(rows, i), (n, m)), parts, padded, _pad(g.reshape(rows, e), (n, k)))
-    dw = np.concatenate([np.asarray(part[0])[:size, :i] for part, size in zip(own, case.sizes, strict=True)])
-    db = np.concatenate([np.asarray(part[1])[:size] for part, size in zip(own, case.sizes, strict=True)])
+    dw = np.concatenate([np.asarray(part[0])[:size, :i] for part, size in zip(own, case.sizes, strict=False)])
+    db = np.concatenate([np.asarray(part[1])[:size] for part, size in zip(own, case.sizes, strict=False)])
     y, dx = np.asarray(y)[:rows, :e], np.asarray(dx)[:rows, :i]
     return y.reshape(*case.batch, e), dx.reshape(*case.batch, i), dw, db
 

@@ -25,11 +25,11 @@ from spec.placements import Floats, Parts, bounds, local
 MERGED = "merged P=2 batch=3 in=4 parts=4,2 float32 bias values=small seed=1"
 GATHERED = "merged P=2 batch=3 in=4 parts=4,2 float32 gather_output values=small seed=2"
 THREE = "merged P=4 batch=2 in=3 parts=4,8,4 float32 bias values=small procedure=accumulate seed=3"
-BELOW = "qkv P=2 batch=3 in=4 heads=4 kv=4 head=1 float32 bias values=small seed=4"
-ABOVE = "qkv P=4 batch=3 in=4 heads=4 kv=2 head=2 float32 bias values=small seed=5"
-ALONE = "qkv P=2 batch=3 in=4 heads=2 kv=1 head=1 float32 bias frozen=xw values=small seed=6"
-REAL = "qkv P=4 batch=64 in=4 heads=4 kv=2 head=2 float32 values=gaussian procedure=precision seed=7"
-SKIPPED = "qkv P=4 batch=3 in=4 heads=4 kv=2 head=2 float32 bias skip_bias_add values=small seed=8"
+BELOW = "qkv P=2 batch=3 in=4 heads=4 kv=4 head_size=1 float32 bias values=small seed=4"
+ABOVE = "qkv P=4 batch=3 in=4 heads=4 kv=2 head_size=2 float32 bias values=small seed=5"
+ALONE = "qkv P=2 batch=3 in=4 heads=2 kv=1 head_size=1 float32 bias frozen=xw values=small seed=6"
+REAL = "qkv P=4 batch=64 in=4 heads=4 kv=2 head_size=2 float32 values=gaussian procedure=precision seed=7"
+SKIPPED = "qkv P=4 batch=3 in=4 heads=4 kv=2 head_size=2 float32 bias skip_bias_add values=small seed=8"
 SEPARATE, SUMMED, EQUAL = "merged.parts.separate", "qkv.backward.copies-summed", "qkv.backward.copies-equal"
 FIRST = 2  # the query rows of a rank of ABOVE
 

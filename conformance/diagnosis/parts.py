@@ -133,7 +133,7 @@ def _unsummed(layout: Layout, P: int) -> Iterator[tuple[str, Numbers]]:
             value[summed_part] = summed[r][summed_part]
             mixed.append(value)
         name = "value" if kept.start else "key"
-        yield say.COPIES_OF_ONE_PART.format(part=name), given(queries, mixed)
+        yield say.COPIES_OF_ONE_PART.format(what=name), given(queries, mixed)
 
 
 def _orders(count: int) -> Iterator[tuple[int, ...]]:

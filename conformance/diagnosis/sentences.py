@@ -63,7 +63,7 @@ COPIES_OF_ALL: Final = "a gradient of copies that is summed over all ranks"
 COPIES_OF_OTHERS: Final = "a gradient of copies that is summed over ranks which hold other heads"
 COPIES_OF_FIRST: Final = "a gradient of copies that is that of their first rank"
 COPIES_TWICE: Final = "a gradient of copies that is counted once for each copy"
-COPIES_OF_ONE_PART: Final = "a gradient of copies that is not summed for the {part} heads"
+COPIES_OF_ONE_PART: Final = "a gradient of copies that is not summed for the {what} heads"
 QUERIES_SUMMED: Final = "a gradient of query rows that is summed with that of copies"
 
 # Gradients that are not there, or there too often.

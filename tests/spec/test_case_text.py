@@ -83,8 +83,8 @@ def test_a_case_shows_how_to_make_it_again() -> None:
         (
             "row P=2 in=4 out=2 biased",
             "unknown word 'biased'; words are float32, float64, bfloat16, float16, bias, gather_output, skip_bias_add, "
-            "P=, batch=, in=, hidden=, out=, parts=, heads=, kv=, head_size=, dim=, input_is_parallel=, reduce_output=, "
-            "x=, g=, frozen=, autocast=, values=, world=, groups=, procedure=, fault=, seed=",
+            "P=, batch=, in=, hidden=, out=, parts=, heads=, kv=, head_size=, dim=, input_is_parallel=, "
+            "reduce_output=, x=, g=, frozen=, autocast=, values=, world=, groups=, procedure=, fault=, seed=",
             "                   ^^^^^^",
         ),
         (

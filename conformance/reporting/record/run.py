@@ -10,6 +10,7 @@ from conformance.items import items
 from conformance.reporting.record.failure import Failure
 from conformance.reporting.record.verdict import Verdict, verdict
 from spec import REGISTER
+from spec.case import FUSED
 
 WORLDS: Final = (1, 2, 4)
 
@@ -136,7 +137,7 @@ class Run:
         return {key: verdict(key[0] in should and not strict, *total) for key, total in totals.items()}
 
 
-def missing(options: RunOptions, done: ItemsRun, fused: Sequence[str]) -> tuple[str, ...]:
+def missing(options: RunOptions, done: ItemsRun, fused: Sequence[str] = FUSED) -> tuple[str, ...]:
     """Why a run is not all of the suite, as sentences; none where it is."""
     lines: list[str] = []
     ran, partly = set(done.names), False

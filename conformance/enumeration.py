@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import product
-from typing import Final
+from typing import Any, Final
 
 from conformance.coverage.cells import effective
 from conformance.items import Item
 from conformance.reporting.failure.raised import raise_first
 from conformance.space import (
+    Cut,
     Fields,
     biases_of,
+    cuts_of,
     dims_of,
     fixed_of,
     flag_fields,
@@ -96,18 +98,23 @@ def _first_failures(suite: Suite, cases: Iterable[Case]) -> list[ContractViolati
 def _extents(item: Item) -> list[Fields]:
     """Sizes and batch, the smallest sizes first."""
     if item.procedure.startswith("compile"):
-        return [_sized(item, (2,), (2, 2, 2), -1)]
+        return [_sized(item, (2,), (cuts_of(item, (2,))[-1], 2, 2), -1)]
     batches = BATCHES[:1] if item.procedure in _UNCALLED else BATCHES
-    count = {"pair": 3, **dict.fromkeys(FUNCTIONS, 1)}.get(item.layer, 2)
-    sizes = sorted(product(SIZES, repeat=count), key=sum)
+    cuts = cuts_of(item, SIZES)
+    count = {"pair": 2, **dict.fromkeys(FUNCTIONS, 0)}.get(item.layer, 1)
+    sizes = sorted(product(cuts, *[SIZES] * count), key=_total)
     return [_sized(item, batch, size, dim) for size in sizes for batch in batches for dim in dims_of(item, batch)]
 
 
-def _sized(item: Item, batch: tuple[int, ...], sizes: tuple[int, ...], dim: int) -> Fields:
+def _total(sizes: tuple[Cut, ...]) -> int:
+    return sum(sum(size) if isinstance(size, tuple) else size for size in sizes)
+
+
+def _sized(item: Item, batch: tuple[int, ...], sizes: tuple[Any, ...], dim: int) -> Fields:
     if item.layer in FUNCTIONS:
         return function_sizes(item, batch, sizes[0], dim)
-    per_rank, other, last = (*sizes, 0)[:3]
-    return layer_sizes(item, per_rank, other, last) | {"batch": batch}
+    cut, other, last = (*sizes, 0)[:3]
+    return layer_sizes(item, cut, other, last) | {"batch": batch}
 
 
 def _variants(item: Item) -> Iterator[Fields]:

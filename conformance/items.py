@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spec.case import COMPOSED, DTYPES, FUNCTIONS, LAYERS, LINEAR
+from spec.case import COMPOSED, DTYPES, FUNCTIONS, FUSED, LAYERS, LINEAR
 
 COPIES = ("deepcopy", "pickle", "functional-call", "checkpoint", "checkpoint-reentrant")
 
@@ -41,10 +41,11 @@ class Item:
         printer.text(str(self))  # for Hypothesis, which would print every field
 
 
-def items(world_sizes: Sequence[int] = (1, 2, 4)) -> list[Item]:
-    """All items whose world is one of these sizes, small worlds first."""
+def items(world_sizes: Sequence[int] = (1, 2, 4), fused: Sequence[str] = FUSED) -> list[Item]:
+    """All items whose world is one of these sizes, small worlds first; of the layers of several parts only `fused`."""
+    chosen = (item for item in _all() if item.layer not in FUSED or item.layer in fused)
     return sorted(
-        (item for item in _all() if max(item.P, item.world) in world_sizes), key=lambda item: max(item.P, item.world)
+        (item for item in chosen if max(item.P, item.world) in world_sizes), key=lambda item: max(item.P, item.world)
     )
 
 

@@ -6,16 +6,20 @@ none of the three can have what the others lack. Every alternative stands simple
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, Final
 
 from conformance.items import Item
 from spec import Case
-from spec.case import FUNCTIONS
+from spec.case import COLUMN_LIKE, FUNCTIONS
 from spec.contract import runs_backward
 
 Fields = dict[str, Any]
 Words = tuple[str, ...]
+# What a layer cuts: a size per rank; of merged one for each part; of qkv (key heads, query heads for each, head size).
+Cut = int | tuple[int, ...]
 
 # Four dimensions before three: whatever needs several shrinks past shapes that hide it.
 BATCHES: Final = ((1,), (2,), (5,), (), (0,), (3, 0), (2, 3), (2, 1, 3, 2), (1, 2, 3))
@@ -45,6 +49,8 @@ FLAGS: Final = {
         ("reduce_output",),
         ("input_is_parallel", "skip_bias_add"),
     ),
+    "merged": ((), ("gather_output",), ("skip_bias_add",)),
+    "qkv": ((), ("skip_bias_add",)),
     "pair": ((), ("gather_output", "input_is_parallel")),
 }
 # Procedures that need a gradient of x, or whose subject is something else: no layouts, nothing frozen.
@@ -121,12 +127,33 @@ def values_of(item: Item) -> Words:
     return ("positive", "gaussian", "positive", "positive", *cancelling, *fixed_point)
 
 
-def layer_sizes(item: Item, per_rank: int, other: int, last: int) -> Fields:
+def cuts_of(item: Item, sizes: Sequence[int]) -> tuple[Cut, ...]:
+    """What an item's layer can cut, of some sizes per rank."""
+    if item.layer == "merged":
+        return tuple(dict.fromkeys((*product(sizes, repeat=2), tuple(sizes[:3]))))
+    if item.layer == "qkv":  # numbers of key heads below, at and above P
+        heads = [number for number in (1, 2, 4, 8) if number <= 2 * item.P]
+        return tuple(product(heads, (1, 2), sizes[:3]))
+    return tuple(sizes)
+
+
+def long_cuts_of(item: Item) -> tuple[Cut, ...]:
+    """What is cut where a sum over it is to have 64 terms and more on every rank."""
+    return cuts_of(item, {"merged": (64, 32), "qkv": (32,)}.get(item.layer, (64, 96)))
+
+
+def layer_sizes(item: Item, cut_of: Cut, other: int, last: int) -> Fields:
     """The sizes of a layer with parameters: what is cut, what is not, and of a pair also its output."""
-    cut = item.P * per_rank
+    if isinstance(cut_of, tuple):
+        if item.layer == "merged":
+            return {"in_features": other, "parts": tuple(item.P * size for size in cut_of)}
+        kv_heads, queries, head_size = cut_of
+        heads = max(item.P, kv_heads) * queries
+        return {"in_features": other, "heads": heads, "kv_heads": kv_heads, "head_size": head_size}
+    cut = item.P * cut_of
     if item.layer == "pair":
         return {"in_features": other, "hidden_features": cut, "out_features": last}
-    first, second = ("out_features", "in_features") if item.layer == "column" else ("in_features", "out_features")
+    first, second = ("out_features", "in_features") if item.layer in COLUMN_LIKE else ("in_features", "out_features")
     return {first: cut, second: other}
 
 

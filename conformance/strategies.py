@@ -18,6 +18,7 @@ from conformance.space import (
     batches_of,
     biases_of,
     canonical,
+    cuts_of,
     dims_of,
     fixed_of,
     flag_fields,
@@ -27,6 +28,7 @@ from conformance.space import (
     groups_of,
     layer_sizes,
     layouts_of,
+    long_cuts_of,
     values_of,
 )
 from spec import Case
@@ -48,10 +50,10 @@ def cases(item: Item) -> st.SearchStrategy[Case]:
 def _layered(draw: Any, item: Item) -> Case:
     bias = draw(st.sampled_from(biases_of(item)))
     flags = flag_fields(draw(st.sampled_from(flags_of(item))), bias)
-    per_rank, other = draw(st.sampled_from(SIZES[:4])), draw(st.sampled_from(SIZES))
+    cut, other = draw(st.sampled_from(cuts_of(item, SIZES[:4]))), draw(st.sampled_from(SIZES))
     last = draw(st.sampled_from(SIZES)) if item.layer == "pair" else 0
     batch = draw(st.sampled_from(batches_of(item)))
-    fields = fixed_of(item) | layer_sizes(item, per_rank, other, last) | flags | {"batch": batch}
+    fields = fixed_of(item) | layer_sizes(item, cut, other, last) | flags | {"batch": batch}
     fields["x"], fields["g"] = draw(st.sampled_from(layouts_of(item)))
     fields["frozen"] = draw(st.sampled_from(frozen_of(item, bias)))
     return _finished(draw, item, fields)
@@ -71,7 +73,7 @@ def _finished(draw: Any, item: Item, fields: Fields) -> Case:
 @st.composite
 def _precise(draw: Any, item: Item) -> Case:
     """Real values, mostly of one sign, with 64 and more terms in one to all of the sums: of Y, of dX, of dW and db."""
-    sizes = layer_sizes(item, draw(st.sampled_from((64, 96))), draw(st.sampled_from(LONG)), 0)
+    sizes = layer_sizes(item, draw(st.sampled_from(long_cuts_of(item))), draw(st.sampled_from(LONG)), 0)
     batch, flags = draw(st.sampled_from(batches_of(item))), draw(st.sampled_from(flags_of(item)))
     bias = draw(st.sampled_from(biases_of(item)))
     values = draw(st.sampled_from(values_of(item)))

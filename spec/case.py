@@ -16,10 +16,12 @@ from typing import Any, Final
 from spec.grammar import CaseSyntaxError, fields_of, line_of, pointing_at
 from spec.vocabulary import (
     AUTOCAST,
+    COLUMN_LIKE,
     COMPOSED,
     DTYPES,
     EXACT,
     FUNCTIONS,
+    FUSED,
     GROUPS,
     LAYERS,
     LAYOUTS,
@@ -31,10 +33,12 @@ from spec.vocabulary import (
 
 __all__ = [
     "AUTOCAST",
+    "COLUMN_LIKE",
     "COMPOSED",
     "DTYPES",
     "EXACT",
     "FUNCTIONS",
+    "FUSED",
     "GROUPS",
     "LAYERS",
     "LAYOUTS",
@@ -51,11 +55,13 @@ __all__ = [
 class Case:
     """One example of the contract.
 
-    Sizes are those of the whole, unsharded tensors. For the two linear layers X is `[*batch, in_features]`, W is
-    `[out_features, in_features]`; a pair is a column layer to `hidden_features`, relu, and a row layer to
-    `out_features`; for the four functions the tensor is `[*batch, in_features]` and `dim` the dimension
-    that is gathered or scattered. `P` is the size of the tensor-parallel group, `world` the number of ranks that run:
-    a multiple of P, whose ranks form world / P groups with different data.
+    Sizes are those of the whole, unsharded tensors. For the linear layers X is `[*batch, in_features]`, W is
+    `[out_features, in_features]`; of a merged layer `parts` are the sizes of its parts, of a qkv layer `heads`,
+    `kv_heads` and `head_size` say how wide query, key and value are, and out_features follows from them; a pair is a
+    column layer to `hidden_features`, relu, and a row layer to `out_features`; for the four functions the tensor is
+    `[*batch, in_features]` and `dim` the dimension that is gathered or scattered. `P` is the size of the
+    tensor-parallel group, `world` the number of ranks that run: a multiple of P, whose ranks form world / P groups
+    with different data.
 
     Raises:
         ValueError: a field that its layer does not have, or a value that no case can have.
@@ -66,6 +72,10 @@ class Case:
     in_features: int
     out_features: int = 0
     hidden_features: int = 0
+    parts: tuple[int, ...] = ()
+    heads: int = 0
+    kv_heads: int = 0
+    head_size: int = 0
     batch: tuple[int, ...] = ()
     dim: int = -1
     dtype: str = "float32"
@@ -88,6 +98,8 @@ class Case:
     def __post_init__(self) -> None:
         if self.world == 0:
             object.__setattr__(self, "world", self.P)
+        if self.layer in FUSED:
+            object.__setattr__(self, "out_features", sum(self.sizes))
         reason = _reason_against(self)
         if reason:
             raise ValueError(reason)
@@ -121,13 +133,29 @@ class Case:
 
     @property
     def linear(self) -> bool:
-        """Whether this is one of the two linear layers."""
+        """Whether this is one linear layer."""
         return self.layer in LINEAR
 
     @property
     def has_parameters(self) -> bool:
-        """Whether the layer has weights: the two linear layers, and their pair."""
+        """Whether the layer has weights: the linear layers, and a pair of them."""
         return self.layer not in FUNCTIONS
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How the output features of a linear layer divide into parts that are cut one by one."""
+        if self.layer == "qkv":
+            kv = self.kv_heads * self.head_size
+            return self.heads * self.head_size, kv, kv
+        return self.parts if self.layer == "merged" else (self.out_features,)
+
+    @property
+    def copies(self) -> tuple[int, ...]:
+        """By part: how many neighbouring ranks hold each slice of it."""
+        if self.layer == "qkv":
+            shared = max(1, self.P // self.kv_heads)
+            return 1, shared, shared
+        return (1,) * len(self.sizes)
 
     @property
     def rows(self) -> int:
@@ -185,7 +213,8 @@ def _reason_against(case: Case) -> str:
     foreign = sorted(name for name in _FIELDS_OF_OTHERS[case.layer] if getattr(case, name) != _DEFAULTS[name])
     if foreign:
         return f"{case.layer} has no {foreign[0]}"
-    return _reason_against_sizes(case) or _reason_against_flags(case) or _reason_against_fault(case)
+    sizes = _reason_against_parts if case.layer in FUSED else _reason_against_sizes
+    return sizes(case) or _reason_against_flags(case) or _reason_against_fault(case)
 
 
 def _reason_against_flags(case: Case) -> str:
@@ -240,13 +269,35 @@ def _reason_against_sizes(case: Case) -> str:
     return "" if size % case.P == 0 else f"P={case.P} must divide {cut}, which has size {size}"
 
 
+def _reason_against_parts(case: Case) -> str:
+    if case.layer == "merged":
+        bad = [size for size in case.parts if size < 1 or size % case.P]
+        if bad or not case.parts or case.in_features < 1:
+            return (
+                f"in={case.in_features} parts={case.parts}: sizes must be at least 1, and P={case.P} divide each part"
+            )
+        return ""
+    H, K = case.heads, case.kv_heads
+    if min(case.in_features, H, K, case.head_size) < 1:
+        return f"in={case.in_features} heads={H} kv={K} head_size={case.head_size}: sizes must be at least 1"
+    if H % case.P or H % K:
+        return f"heads={H} must be a multiple of P={case.P} and of kv={K}"
+    return f"kv={K} must divide P={case.P} or be a multiple of it" if K % case.P and case.P % K else ""
+
+
 _COLUMN_ONLY, _ROW_ONLY = {"gather_output"}, {"input_is_parallel", "reduce_output"}
 _PAIR_ONLY = {"hidden_features"}
-_LINEAR_ONLY = {"out_features", "bias", "skip_bias_add", "autocast"} | _COLUMN_ONLY | _ROW_ONLY | _PAIR_ONLY
+_MERGED_ONLY, _QKV_ONLY = {"parts"}, {"heads", "kv_heads", "head_size"}
+_FUSED_ONLY = _MERGED_ONLY | _QKV_ONLY
+_LINEAR_ONLY = (
+    {"out_features", "bias", "skip_bias_add", "autocast"} | _COLUMN_ONLY | _ROW_ONLY | _PAIR_ONLY | _FUSED_ONLY
+)
 _FIELDS_OF_OTHERS: Final = {
-    "column": _ROW_ONLY | _PAIR_ONLY | {"dim"},
-    "row": _COLUMN_ONLY | _PAIR_ONLY | {"dim"},
-    "pair": {"dim", "skip_bias_add", "reduce_output"},
+    "column": _ROW_ONLY | _PAIR_ONLY | _FUSED_ONLY | {"dim"},
+    "row": _COLUMN_ONLY | _PAIR_ONLY | _FUSED_ONLY | {"dim"},
+    "merged": _ROW_ONLY | _PAIR_ONLY | _QKV_ONLY | {"dim"},
+    "qkv": _ROW_ONLY | _COLUMN_ONLY | _PAIR_ONLY | _MERGED_ONLY | {"dim"},
+    "pair": {"dim", "skip_bias_add", "reduce_output"} | _FUSED_ONLY,
     "copy": _LINEAR_ONLY | {"dim"},
     "reduce": _LINEAR_ONLY | {"dim"},
     "gather": _LINEAR_ONLY,

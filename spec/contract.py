@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from spec.case import Case
-from spec.placements import Edge, Partial, Placement, Replicated, Sharded
+from spec.case import COLUMN_LIKE, Case
+from spec.placements import Edge, Partial, Parts, Placement, Replicated, Sharded
 
 R, P_, LAST = Replicated(), Partial(), Sharded(-1)
 
@@ -37,7 +37,8 @@ class Agreement:
         input: placements of X and of its gradient.
         output: placements of Y and of the upstream gradient.
         parameters: placement of each parameter, by name; a parameter's gradient is placed as the parameter.
-        input_shape, output_shape: of the whole tensors.
+        input_shape, output_shape: of the whole tensors; an output of which ranks hold copies has each of them, since
+            each rank goes on with its own and has its own upstream gradient for it.
         forward, backward: the collectives of each pass at P > 1, in order.
         returns_bias: the layer returns a pair (Y, bias).
     """
@@ -55,7 +56,7 @@ class Agreement:
 @lru_cache(maxsize=4096)
 def agreement(case: Case) -> Agreement:
     """The agreement of a case; for each layer the table of the contract, read for the case's flags."""
-    return {"column": _column, "row": _row, "pair": _pair}.get(case.layer, _function)(case)
+    return (_column if case.layer in COLUMN_LIKE else {"row": _row, "pair": _pair}.get(case.layer, _function))(case)
 
 
 def needs_gradient(case: Case) -> frozenset[str]:
@@ -82,19 +83,37 @@ def _collectives(case: Case, *planned: tuple[str, int]) -> tuple[Budget, ...]:
 
 
 def _column(case: Case) -> Agreement:
-    rows, width = case.rows, case.out_features // case.P
-    edge = Edge(R, R) if case.gather_output else Edge(LAST, LAST)
+    """The column layer, and the layers of several parts that are cut like it."""
+    held, slices = cut_of_outputs(case)
+    width = sum(size * c for size, c in zip(case.sizes, case.copies, strict=True))
     wants_x = "x" in needs_gradient(case) and runs_backward(case)
+    reduced = [("all-reduce", case.rows * case.in_features)] * wants_x
     return Agreement(
         input=Edge(R, R),
-        output=edge,
-        parameters={"weight": Sharded(0), **({"bias": Sharded(0)} if case.bias else {})},
+        output=Edge(R, R) if case.gather_output else Edge(slices, slices),
+        parameters={"weight": held, **({"bias": held} if case.bias else {})},
         input_shape=(*case.batch, case.in_features),
-        output_shape=(*case.batch, case.out_features),
-        forward=_collectives(case, *[("all-gather", rows * width)] * case.gather_output),
-        backward=_collectives(case, *[("all-reduce", rows * case.in_features)] * wants_x),
+        output_shape=(*case.batch, width),
+        forward=_collectives(case, *[("all-gather", case.rows * width // case.P)] * case.gather_output),
+        backward=_collectives(case, *reduced, *_shared_gradients(case)),
         returns_bias=case.skip_bias_add,
     )
+
+
+def cut_of_outputs(case: Case) -> tuple[Placement, Placement]:
+    """How a column-like layer cuts its output features: those of parameters, and those of what each rank computes."""
+    if case.layer == "column":
+        return Sharded(0), LAST
+    return Parts(0, case.sizes, case.copies), Parts(-1, case.sizes, case.copies).expanded(case.P)
+
+
+def _shared_gradients(case: Case) -> list[tuple[str, int]]:
+    """What the holders of one slice add up of their parameters' gradients: the rows that they have in common."""
+    rows = sum(size * c // case.P for size, c in zip(case.sizes, case.copies, strict=True) if c > 1)
+    elements = {"weight": rows * case.in_features, "bias": rows}
+    unused = {"bias"} if case.skip_bias_add else set()
+    trained = sorted(needs_gradient(case) - unused - {"x"}) if rows and runs_backward(case) else []
+    return [("all-reduce", elements[name]) for name in trained]
 
 
 def _row(case: Case) -> Agreement:

@@ -20,11 +20,11 @@ import numpy as np
 
 from spec import clauses as clauses
 from spec.case import FUNCTIONS, LAYERS, PROCEDURES, Case
-from spec.contract import Budget, agreement
+from spec.contract import Agreement, Budget, agreement
 from spec.faults import FAULTS, faults_of
 from spec.laws import LAWS
 from spec.numerics import FORMATS
-from spec.placements import Edge, Placement, Sharded
+from spec.placements import Edge, Parts, Placement, Sharded
 from spec.register import REGISTER, Clause
 from spec.trace import Numbers, rendered, trace
 from spec.values import Inputs, amplitude
@@ -66,6 +66,13 @@ def linked(text: str) -> str:
     return re.sub(r"(?<![\w/\[`])([\w.-]+/[\w.-]+)#(\d+)", r"[\1#\2](https://github.com/\1/issues/\2)", text)
 
 
+_MORE_SIZES: dict[str, dict[str, Any]] = {
+    "pair": {"hidden_features": 6},
+    "merged": {"parts": (4, 2)},
+    "qkv": {"heads": 2, "kv_heads": 1, "head_size": 1},
+}
+
+
 def candidates() -> Iterator[Case]:
     """Small cases of every procedure, layer and flag, plain ones first, to find one that a clause could fail in."""
     flags: tuple[dict[str, Any], ...] = (
@@ -89,7 +96,7 @@ def candidates() -> Iterator[Case]:
 def _candidate(procedure: str, fields: dict[str, Any]) -> Iterator[Case]:
     """One case, or none where the layer has no such flag or no fault to refuse."""
     fields |= {"out_features": 2} if fields["layer"] not in FUNCTIONS else {}
-    fields |= {"hidden_features": 6} if fields["layer"] == "pair" else {}
+    fields |= _MORE_SIZES.get(fields["layer"], {})
     fields |= {"values": "positive"} if procedure == "precision" else {}
     try:
         fault = next(iter(faults_of(Case(**fields))), "") if procedure == "refuse" else ""
@@ -111,14 +118,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 # Sizes of which no two products are equal, so that a payload's size says which tensor it is.
 _SIZES: dict[str, Any] = {"P": 2, "batch": (3,), "in_features": 10, "out_features": 14, "bias": True}
 _PAYLOADS = {30: "`[..., I]`", 42: "`[..., O]`", 15: "`[..., I/P]`", 21: "`[..., O/P]`", 33: "`[..., H/P]`"}
+_PAYLOADS |= {80: "`[2 D, I]` among c ranks", 8: "`[2 D]` among c ranks"}
 _FLAGS: dict[str, tuple[dict[str, Any], ...]] = {
     "column": ({}, {"gather_output": True}),
     "row": ({}, {"input_is_parallel": False}, {"reduce_output": False, "skip_bias_add": True}),
+    "merged": ({}, {"gather_output": True}),
+    "qkv": ({"kv_heads": 2}, {"kv_heads": 1}),
     "pair": ({}, {"gather_output": True, "input_is_parallel": False}),
+}
+_LAYER_SIZES: dict[str, dict[str, Any]] = {
+    "pair": {"hidden_features": 22},
+    "merged": {"parts": (6, 8)},
+    "qkv": {"heads": 2, "head_size": 4},
 }
 _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "column": {"weight": ("O", "I"), "bias": ("O",)},
     "row": {"weight": ("O", "I"), "bias": ("O",)},
+    "merged": {"weight": ("O", "I"), "bias": ("O",)},
+    "qkv": {"weight": ("O", "I"), "bias": ("O",)},
     "pair": {"weight": ("H", "I"), "bias": ("H",), "weight2": ("O", "H"), "bias2": ("O",)},
 }
 _SPMD = {"R/R": "I", "R/P": "R", "S/S": "V", "P/R": "P"}
@@ -140,11 +157,19 @@ def _functions() -> str:
     return table(["function", "edge, in to out", "forward", "backward", "in letters of spmd_types"], rows)
 
 
-def _held(names: Sequence[str], placement: Placement) -> str:
+def _held(names: Sequence[str], placement: Placement, copies: bool = False) -> str:
     cut = list(names)
+    if isinstance(placement, Parts):
+        in_copies = ", in copies" * (max(placement.copies) > 1)
+        cut[placement.dim] = "(H/P + 2) D" if copies else f"{cut[placement.dim]}/P"
+        return f"`[{', '.join(cut)}]` S({placement.dim}) of each part{in_copies}"
     if isinstance(placement, Sharded):
         cut[placement.dim] += "/P"
     return f"`[{', '.join(cut)}]` {placement}"
+
+
+def _copied(terms: Agreement) -> bool:
+    return any(max(held.copies) > 1 for held in terms.parameters.values() if isinstance(held, Parts))
 
 
 def _listed(budgets: tuple[Budget, ...]) -> str:
@@ -152,25 +177,26 @@ def _listed(budgets: tuple[Budget, ...]) -> str:
 
 
 def _layer(layer: str) -> str:
-    sizes = _SIZES | ({"hidden_features": 22} if layer == "pair" else {})
+    sizes = _SIZES | _LAYER_SIZES.get(layer, {})
     terms = [agreement(Case(layer=layer, **sizes, **flags)) for flags in _FLAGS[layer]]
     frozen = [agreement(Case(layer=layer, frozen="x", **sizes, **flags)) for flags in _FLAGS[layer]]
     x, y = ("...", "I"), ("...", "O")
     rows = [
-        [f"{name}, and its gradient", *(_held(shape, t.parameters[name]) for t in terms)]
+        [f"{name}, and its gradient", *(_held(shape, t.parameters[name], _copied(t)) for t in terms)]
         for name, shape in _SHAPES[layer].items()
     ]
     rows += [
         ["input X", *(_held(x, t.input.value) for t in terms)],
         ["gradient of X", *(_held(x, t.input.gradient) for t in terms)],
-        ["output Y", *(_held(y, t.output.value) for t in terms)],
-        ["upstream gradient G", *(_held(y, t.output.gradient) for t in terms)],
+        ["output Y", *(_held(y, t.output.value, _copied(t)) for t in terms)],
+        ["upstream gradient G", *(_held(y, t.output.gradient, _copied(t)) for t in terms)],
         ["returns", *("(Y without b, b)" if t.returns_bias else "Y" for t in terms)],
         ["collectives, forward", *(_listed(t.forward) for t in terms)],
         ["collectives, backward", *(_listed(t.backward) for t in terms)],
         ["the same, X needs no gradient", *(_listed(t.backward) for t in frozen)],
     ]
     heads = [", ".join(f"`{name}={value}`" for name, value in flags.items()) or "no flags" for flags in _FLAGS[layer]]
+    heads = ["P <= K", "P > K"] if layer == "qkv" else heads
     return table(["on rank r", *heads], rows)
 
 
@@ -272,6 +298,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "column": partial(_layer, "column"),
     "row": partial(_layer, "row"),
     "pair": partial(_layer, "pair"),
+    "merged": partial(_layer, "merged"),
+    "qkv": partial(_layer, "qkv"),
     "column by hand": partial(_by_hand, "column"),
     "row by hand": partial(_by_hand, "row"),
     "formats": _formats,

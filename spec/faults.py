@@ -14,7 +14,8 @@ class Arguments:
     """The arguments with which a layer is built and called; a fault changes some of them.
 
     Attributes:
-        sizes: in_features and out_features as they are passed.
+        in_features, out_features, parts, heads, kv_heads, head_size: as they are passed; of a layer of several parts
+            out_features is what these add up to.
         flags: the layer's flags by name.
         weight_shape, weight_dtype, bias_shape: of the master tensors.
         input_extra: how much too large the last dimension of what a rank passes is; cut_extra: likewise the dimension
@@ -32,6 +33,10 @@ class Arguments:
     input_dtype: str | None = None
     cut_extra: int = 0
     dim: int | None = None
+    parts: tuple[Any, ...] = ()
+    heads: Any = 0
+    kv_heads: Any = 0
+    head_size: Any = 0
 
 
 @dataclass(frozen=True)
@@ -59,31 +64,52 @@ def arguments(case: Case) -> Arguments:
     flags = {
         "column": ("gather_output", "skip_bias_add"),
         "row": ("input_is_parallel", "reduce_output", "skip_bias_add"),
+        "merged": ("gather_output", "skip_bias_add"),
+        "qkv": ("skip_bias_add",),
     }
     chosen = {name: bool(getattr(case, name)) for name in flags.get(case.layer, ())}
     plain = Arguments(
-        case.in_features, case.out_features, chosen, dim=case.dim if case.layer in ("gather", "scatter") else None
+        case.in_features,
+        case.out_features,
+        chosen,
+        dim=case.dim if case.layer in ("gather", "scatter") else None,
+        parts=case.parts,
+        heads=case.heads,
+        kv_heads=case.kv_heads,
+        head_size=case.head_size,
     )
     return FAULTS[case.fault].spoil(case, plain) if case.fault else plain
 
 
 def _cut(case: Case) -> str:
-    return "out_features" if case.layer == "column" else "in_features"
+    """The name of the argument that P must divide; of a merged layer its last part is spoiled."""
+    names = {"column": "out_features", "row": "in_features", "merged": "output_sizes", "qkv": "total_num_heads"}
+    return names[case.layer]
 
 
 def _cut_size(case: Case) -> int:
-    return case.out_features if case.layer == "column" else case.in_features
+    sizes = {"column": case.out_features, "row": case.in_features, "qkv": case.heads}
+    return case.parts[-1] if case.layer == "merged" else sizes[case.layer]
 
 
 def _with_cut(case: Case, args: Arguments, size: Any) -> Arguments:
+    if case.layer == "merged":
+        parts = (*case.parts[:-1], size)
+        return replace(args, parts=parts, out_features=sum(parts))
+    if case.layer == "qkv":
+        return _with_heads(args, size, case.kv_heads)
     return replace(args, **{_cut(case): size})
+
+
+def _with_heads(args: Arguments, heads: Any, kv_heads: Any) -> Arguments:
+    return replace(args, heads=heads, kv_heads=kv_heads, out_features=(heads + 2 * kv_heads) * args.head_size)
 
 
 def _bias_flags(case: Case, args: Arguments, **flags: bool) -> Arguments:
     return replace(args, flags={**args.flags, **flags})
 
 
-_LINEAR = ("column", "row")
+_LINEAR = ("column", "row", "merged", "qkv")
 
 FAULTS: dict[str, Fault] = {
     "indivisible": Fault(
@@ -146,12 +172,37 @@ FAULTS: dict[str, Fault] = {
     ),
     "gathered-and-skipped": Fault(
         "a gathered output cannot leave a sharded bias to the caller",
-        ("column",),
+        ("column", "merged"),
         "build",
         ("ValueError",),
         lambda case, args: _bias_flags(case, args, gather_output=True, skip_bias_add=True),
         lambda case: ("gather_output", "skip_bias_add"),
         lambda case: case.bias,
+    ),
+    "no-parts": Fault(
+        "there are no parts",
+        ("merged",),
+        "build",
+        ("ValueError",),
+        lambda case, args: replace(args, parts=(), out_features=0),
+        lambda case: ("output_sizes",),
+    ),
+    "kv-heads-indivisible": Fault(
+        "the number of key heads neither divides P nor is a multiple of it",
+        ("qkv",),
+        "build",
+        ("ValueError",),
+        lambda case, args: _with_heads(args, case.P * (case.P + 1), case.P + 1),
+        lambda case: ("total_num_kv_heads", str(case.P + 1), str(case.P)),
+        lambda case: case.P > 1,
+    ),
+    "kv-heads-unequal": Fault(
+        "the key heads cannot serve equal numbers of query heads",
+        ("qkv",),
+        "build",
+        ("ValueError",),
+        lambda case, args: _with_heads(args, case.heads, case.heads + 1),
+        lambda case: ("total_num_heads", "total_num_kv_heads", str(case.heads), str(case.heads + 1)),
     ),
     "unreduced-bias": Fault(
         "a bias in a partial output would be counted P times",

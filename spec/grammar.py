@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from spec.vocabulary import DTYPES, LAYERS
+from spec.vocabulary import DTYPES, FUSED, LAYERS
 
 # Words of a case line without '=': each sets one field to one value.
 _BARE: Final[dict[str, tuple[str, Any]]] = {
@@ -21,6 +21,10 @@ _KEYED: Final[dict[str, str]] = {
     "in": "in_features",
     "hidden": "hidden_features",
     "out": "out_features",
+    "parts": "parts",
+    "heads": "heads",
+    "kv": "kv_heads",
+    "head_size": "head_size",
     "dim": "dim",
     "input_is_parallel": "input_is_parallel",
     "reduce_output": "reduce_output",
@@ -35,6 +39,9 @@ _KEYED: Final[dict[str, str]] = {
     "fault": "fault",
     "seed": "seed",
 }
+_NUMBERS: Final = frozenset(
+    {"P", "in_features", "hidden_features", "out_features", "heads", "kv_heads", "head_size", "dim", "world", "seed"}
+)
 
 
 class CaseSyntaxError(ValueError):
@@ -46,11 +53,15 @@ def line_of(case: Any, defaults: Mapping[str, Any]) -> str:
     words = [case.layer, f"P={case.P}", f"batch={'x'.join(map(str, case.batch)) or 'none'}", f"in={case.in_features}"]
     if case.hidden_features:
         words.append(f"hidden={case.hidden_features}")
-    if case.has_parameters:
+    if case.layer == "merged":
+        words.append(f"parts={','.join(map(str, case.parts))}")
+    elif case.layer == "qkv":
+        words.append(f"heads={case.heads} kv={case.kv_heads} head_size={case.head_size}")
+    elif case.has_parameters:
         words.append(f"out={case.out_features}")
     words.append(case.dtype)
     words += [word for word in ("bias", "gather_output", "skip_bias_add") if getattr(case, word)]
-    for key, name in list(_KEYED.items())[5:-1]:
+    for key, name in list(_KEYED.items())[9:-1]:
         value, default = getattr(case, name), case.P if name == "world" else defaults[name]
         if value != default:
             words.append(f"{key}={value}")
@@ -78,6 +89,8 @@ def fields_of(line: str) -> dict[str, Any]:
                 name, value = _parse_word(word)
                 if name in given:
                     raise ValueError(f"{name} is given twice")
+                if name == "out_features" and given["layer"] in FUSED:
+                    raise ValueError(f"out follows from the parts of a {given['layer']} layer")
                 given[name] = value
         except ValueError as error:
             raise CaseSyntaxError(pointing_at(line, start, word, str(error))) from None
@@ -99,11 +112,13 @@ def _parse_word(word: str) -> tuple[str, Any]:
     name = _KEYED[key]
     if name == "batch":
         return name, () if value == "none" else tuple(_integer(key, size) for size in value.split("x"))
+    if name == "parts":
+        return name, tuple(_integer(key, size) for size in value.split(","))
     if name in ("input_is_parallel", "reduce_output"):
         if value not in ("True", "False"):
             raise ValueError(f"{key} is True or False, not {value!r}")
         return name, value == "True"
-    if name in ("P", "in_features", "hidden_features", "out_features", "dim", "world", "seed"):
+    if name in _NUMBERS:
         return name, _integer(key, value)
     return name, value
 

@@ -34,6 +34,41 @@ class Sharded:
 
 
 @dataclass(frozen=True)
+class Parts(Sharded):
+    """S(dim) of several parts, one behind the other, each cut by itself: rank r holds its slice of each, joined.
+
+    Part i, of size sizes[i], is cut into P / copies[i] equal slices, of which copies[i] neighbouring ranks hold each.
+    """
+
+    sizes: tuple[int, ...]
+    copies: tuple[int, ...]
+
+    def __str__(self) -> str:
+        parts = (
+            f"{size}" if c == 1 else f"{size} in {c} copies" for size, c in zip(self.sizes, self.copies, strict=True)
+        )
+        return f"S({self.dim}: {', '.join(parts)})"
+
+    def slices(self, P: int, r: int) -> list[slice]:
+        """The indices along dim that rank r holds, part by part.
+
+        Raises:
+            ValueError: a part cannot be cut like this.
+        """
+        held, start = [], 0
+        for size, copies in zip(self.sizes, self.copies, strict=True):
+            mine = bounds(size, P // copies, r // copies)
+            held.append(slice(start + mine.start, start + mine.stop))
+            start += size
+        return held
+
+    def expanded(self, P: int) -> Parts:
+        """How values that the holders of one slice need not have in common lie on the ranks: a slice for each rank."""
+        sizes = tuple(size * c for size, c in zip(self.sizes, self.copies, strict=True))
+        return Parts(self.dim, sizes, (1,) * len(sizes))
+
+
+@dataclass(frozen=True)
 class Partial:
     """P: every rank holds a term; the value is the sum over the group."""
 
@@ -78,16 +113,24 @@ def local(placement: Placement, value: Floats, P: int, r: int) -> Floats:
     if isinstance(placement, Partial):
         term: Floats = value[r]
         return term
+    if isinstance(placement, Parts):
+        before = (slice(None),) * (placement.dim % value.ndim)
+        return np.concatenate([value[(*before, mine)] for mine in placement.slices(P, r)], placement.dim)
     index: list[slice] = [slice(None)] * value.ndim
     index[placement.dim] = bounds(value.shape[placement.dim], P, r)
     return value[tuple(index)]
 
 
 def unshard(placement: Placement, parts: Sequence[Floats]) -> Floats:
-    """The whole value of what the ranks hold, in the order of their ranks; the first rank's where it is replicated."""
+    """The whole value of what the ranks hold, in the order of their ranks; of replicas and copies the first rank's."""
     if isinstance(placement, Replicated):
         return parts[0]
     if isinstance(placement, Partial):
         total: Floats = np.sum(parts, axis=0)
         return total
+    if isinstance(placement, Parts):
+        P, widths = len(parts), [mine.stop - mine.start for mine in placement.slices(len(parts), 0)]
+        cut = [np.split(part, np.cumsum(widths)[:-1], placement.dim) for part in parts]
+        own = [cut[r][i] for i, copies in enumerate(placement.copies) for r in range(0, P, copies)]
+        return np.concatenate(own, axis=placement.dim)
     return np.concatenate(parts, axis=placement.dim)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spec.case import EXACT, WITHOUT_VALUES, Case
+from spec.case import EXACT, FUSED, WITHOUT_VALUES, Case
 from spec.contract import agreement
 from spec.placements import Floats, Partial, bounds
 from spec.truth import Truth, Values
@@ -47,6 +47,8 @@ def truth(case: Case, group: int = 0) -> Truth:
 
 def values(case: Case, data: Inputs) -> Values:
     """What a case's layer makes of any tensors of its shapes."""
+    if case.layer in FUSED:
+        return _fused(case, data)
     return {"column": _linear, "row": _linear, "pair": _pair}.get(case.layer, _function)(case, data)
 
 
@@ -54,6 +56,22 @@ def values(case: Case, data: Inputs) -> Values:
 def linear_and_gradients(x: jax.Array, w: jax.Array, b: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
     """Y = X W^T + b and its vjp at G. Shapes: x [B, I], w [O, I], b [O], g [B, O]."""
     y, vjp = jax.vjp(lambda x, w, b: x @ w.T + b, x, w, b)
+    return (y, *vjp(g))
+
+
+@jax.jit
+def parts_and_gradients(
+    x: jax.Array, parts: list[tuple[jax.Array, jax.Array]], columns: jax.Array, g: jax.Array
+) -> tuple[Any, ...]:
+    """The parts' own Y_i = X W_i^T + b_i side by side, of that some columns, some more than once; its vjp at G.
+
+    Shapes: x [B, I], parts (w_i [O_i, I], b_i [O_i]), columns [E] of numbers below the sum of O_i, g [B, E].
+    """
+
+    def forward(x: jax.Array, parts: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+        return jnp.concatenate([x @ w.T + b for w, b in parts], axis=-1)[:, columns]
+
+    y, vjp = jax.vjp(forward, x, parts)
     return (y, *vjp(g))
 
 
@@ -82,7 +100,13 @@ def spread_and_gradient(x: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
 
 def compilations() -> int:
     """How many programs this process has compiled (or read from the cache)."""
-    programs: tuple[Any, ...] = (linear_and_gradients, pair_and_gradients, sum_and_gradient, spread_and_gradient)
+    programs: tuple[Any, ...] = (
+        linear_and_gradients,
+        parts_and_gradients,
+        pair_and_gradients,
+        sum_and_gradient,
+        spread_and_gradient,
+    )
     return sum(program._cache_size() for program in programs)
 
 
@@ -99,6 +123,38 @@ def _linear(case: Case, data: Inputs) -> Values:
         sizes = _padded_linear(case, *map(np.abs, (data.x, data.weight, bias, data.g)))
         magnitudes = dict(zip(("output", "x", "weight", "bias"), sizes, strict=True))
     return Values(output, {"x": x, "weight": weight, "bias": bias_gradient}, magnitudes)
+
+
+def _fused(case: Case, data: Inputs) -> Values:
+    """Each part by itself, as the column layer that holds it alone; an output with copies once for each of them."""
+    assert data.weight is not None
+    bias = data.bias if data.bias is not None and not case.skip_bias_add else np.zeros(case.out_features)
+    names, magnitudes = ("output", "x", "weight", "bias"), dict[str, Floats]()
+    output, *gradients = _padded_parts(case, data.x, data.weight, bias, data.g)
+    if case.values not in EXACT:
+        sizes = _padded_parts(case, *map(np.abs, (data.x, data.weight, bias, data.g)))
+        magnitudes = dict(zip(names, sizes, strict=True))
+    return Values(output, dict(zip(names[1:], gradients, strict=True)), magnitudes)
+
+
+def _padded_parts(case: Case, x: Floats, w: Floats, b: Floats, g: Floats) -> tuple[Floats, ...]:
+    rows, i, e = case.rows, case.in_features, g.shape[-1]
+    n, m, k = _bucket(rows), _bucket(i), _bucket(e)
+    ends = np.cumsum(case.sizes)
+    cuts = [slice(end - size, end) for end, size in zip(ends, case.sizes, strict=True)]
+    # Two parts and three share a program.
+    cuts += [slice(0, 0)] * (3 - len(cuts))
+    parts = [(_pad(w[cut], (k, m)), _pad(b[cut], (k,))) for cut in cuts]
+    columns = [
+        np.repeat((number * k + np.arange(size)).reshape(case.P // c, -1), c, axis=0).ravel()
+        for number, (size, c) in enumerate(zip(case.sizes, case.copies, strict=True))
+    ]
+    padded = _pad(np.concatenate(columns), (k,)).astype(np.int32)
+    y, dx, own = parts_and_gradients(_pad(x.reshape(rows, i), (n, m)), parts, padded, _pad(g.reshape(rows, e), (n, k)))
+    dw = np.concatenate([np.asarray(part[0])[:size, :i] for part, size in zip(own, case.sizes, strict=False)])
+    db = np.concatenate([np.asarray(part[1])[:size] for part, size in zip(own, case.sizes, strict=False)])
+    y, dx = np.asarray(y)[:rows, :e], np.asarray(dx)[:rows, :i]
+    return y.reshape(*case.batch, e), dx.reshape(*case.batch, i), dw, db
 
 
 def _pair(case: Case, data: Inputs) -> Values:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spec.bounds import bound
-from spec.case import EXACT, Case
+from spec.case import COLUMN_LIKE, EXACT, FUSED, Case
 from spec.clauses.compare import expected_gradients, has_values
-from spec.contract import Budget, agreement, needs_gradient, runs_backward
+from spec.contract import Budget, agreement, cut_of_outputs, needs_gradient, runs_backward
 from spec.placements import Edge, Partial, Placement, Replicated, Sharded, local, unshard
 from spec.values import Inputs, inputs, runs
 
@@ -45,7 +45,9 @@ class Trace:
 
 def trace(case: Case, data: Inputs) -> Trace:
     """Work one run of a case through, on the given tensors."""
-    return {"column": _column, "row": _row, "pair": _pair}.get(case.layer, _function)(case, data)
+    if case.layer in COLUMN_LIKE:
+        return _column(case, data)
+    return {"row": _row, "pair": _pair}.get(case.layer, _function)(case, data)
 
 
 def _over(symbols: str, P: int, sign: str = " + ") -> str:
@@ -84,9 +86,11 @@ def _column(case: Case, data: Inputs) -> Trace:
     x, g = _flat(data.x, case), _flat(data.g, case)
     forward, backward = [_whole(case, data)], []
     outputs, terms, weights, biases = [], [], [], []
+    held, slices = cut_of_outputs(case)
+    shared = max(case.copies) > 1
     for r in range(case.P):
         weight, bias, rows = _parameters(case, data, r)
-        mine = local(LAST, g, case.P, r)
+        mine = local(slices, g, case.P, r)
         added = bias is not None and not case.skip_bias_add
         outputs.append((x @ weight.T + bias if added else x @ weight.T).reshape(*case.batch, len(weight)))
         formula = f"Y_{r} = X W_{r}^T" + f" + b_{r}" * added
@@ -96,16 +100,33 @@ def _column(case: Case, data: Inputs) -> Trace:
         biases.append(mine.sum(0))
         own = [Row(f"G_{r}", mine.reshape(*case.batch, len(weight)))]
         own += _wanted(case, {"x": Row(f"G_{r} W_{r}, its term of dX", terms[r])})
-        own += _wanted(case, {"weight": Row(f"dW_{r} = G_{r}^T X", weights[r])})
-        own += _wanted(case, {"bias": Row(f"db_{r} = sum of the rows of G_{r}", biases[r])})
+        own += _wanted(case, {"weight": Row(_told(shared, f"G_{r}^T X", f"dW_{r}"), weights[r])})
+        own += _wanted(case, {"bias": Row(_told(shared, f"sum of the rows of G_{r}", f"db_{r}"), biases[r])})
         backward.append((f"rank {r}, backward", tuple(own)))
-    output, dx = unshard(LAST, outputs), unshard(Partial(), terms)
+    if shared:
+        weights, biases = _summed_copies(case, weights), _summed_copies(case, biases)
+        totals = [{"weight": Row(f"dW_{r}", weights[r]), "bias": Row(f"db_{r}", biases[r])} for r in range(case.P)]
+        sums = tuple(row for rows in totals for row in _wanted(case, rows))
+        backward.append(("key and value rows summed over the ranks that hold them", sums))
+    output, dx = unshard(slices, outputs), unshard(Partial(), terms)
     how = "gathered, whole on every rank" if case.gather_output else "left sharded, rank r keeps Y_r"
-    whole = Row(f"Y = {_over('Y_r', case.P, ' | ')}", output, agreement(case).output.value)
+    by_part = ", part by part" * (case.layer in FUSED)
+    whole = Row(f"Y = {_over('Y_r', case.P, ' | ')}{by_part}", output, agreement(case).output.value)
     forward.append((f"output, {how}", (whole,)))
     total = Row(f"dX = {_over('G_r W_r', case.P)}", dx, agreement(case).input.gradient)
     backward.append(("gradient of the input, summed over ranks", tuple(_wanted(case, {"x": total}))))
-    return _traced(case, forward, backward, (output, dx, unshard(Sharded(0), weights), unshard(Sharded(0), biases)))
+    return _traced(case, forward, backward, (output, dx, unshard(held, weights), unshard(held, biases)))
+
+
+def _told(term: bool, formula: str, name: str) -> str:
+    return f"{formula}, its term of {name}" if term else f"{name} = {formula}"
+
+
+def _summed_copies(case: Case, own: Sequence[Numbers]) -> list[Numbers]:
+    """The ranks' own gradients with those of rows that neighbours hold too summed over these."""
+    first, copies = case.heads * case.head_size // case.P, max(case.copies)
+    blocks = [range(r // copies * copies, r // copies * copies + copies) for r in range(case.P)]
+    return [np.concatenate([own[r][:first], sum(own[s][first:] for s in blocks[r])]) for r in range(case.P)]
 
 
 def _row(case: Case, data: Inputs) -> Trace:

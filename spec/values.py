@@ -54,7 +54,8 @@ def longest_sum(case: Case) -> int:
     """The number of terms of the longest sum that the case makes: of Y, dX, dW, db, or of a reduction over ranks."""
     if not case.has_parameters:
         return case.P
-    terms = max(case.in_features, case.hidden_features, case.out_features, case.rows, 1)
+    widths = (case.in_features, case.hidden_features, agreement(case).output_shape[-1])
+    terms = max(*widths, case.rows * (max(case.copies) if case.linear else 1), 1)
     return 2 * terms if case.procedure in ("accumulate", "pipeline", "retain") else terms
 
 

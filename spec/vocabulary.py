@@ -2,7 +2,11 @@
 
 from typing import Final
 
-LINEAR: Final = ("column", "row")
+# Column-parallel layers of several parts; an implementation may do without them.
+FUSED: Final = ("merged", "qkv")
+# The linear layers that are cut along their output features.
+COLUMN_LIKE: Final = ("column", *FUSED)
+LINEAR: Final = ("column", "row", *FUSED)
 COMPOSED: Final = ("pair",)
 FUNCTIONS: Final = ("copy", "reduce", "gather", "scatter")
 LAYERS: Final = LINEAR + COMPOSED + FUNCTIONS

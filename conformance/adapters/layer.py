@@ -18,13 +18,16 @@ class Layer:
     """What an adapter is asked to build: the arguments of one layer, or of one of the four functions.
 
     Attributes:
-        kind: column, row, copy, reduce, gather or scatter.
+        kind: column, row, copy, reduce, gather, scatter, merged or qkv.
         in_features, out_features: of the whole layer (a bad argument may be anything here).
         weight, bias: the master tensors, whole, on `device`: `[out_features, in_features]` and `[out_features]` or
             None. Both None where the layer is to draw its own (`wants_bias` says whether it has a bias).
-        flags: column: gather_output, skip_bias_add; row: input_is_parallel, reduce_output, skip_bias_add.
+        flags: column, merged: gather_output, skip_bias_add; row: input_is_parallel, reduce_output, skip_bias_add; qkv:
+            skip_bias_add.
         dim: of gather and scatter.
         rank, size: in the group.
+        parts: of merged the sizes of its parts, whose sum is out_features.
+        heads, kv_heads, head_size: of qkv, whose out_features is (heads + 2 kv_heads) head_size.
     """
 
     kind: str
@@ -39,6 +42,10 @@ class Layer:
     size: int
     flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
     dim: int = -1
+    parts: tuple[Any, ...] = ()
+    heads: Any = 0
+    kv_heads: Any = 0
+    head_size: Any = 0
 
 
 class BuildsLayers(Protocol):

@@ -113,6 +113,7 @@ class Declaration:
         notes: sentences for the header, such as a version that nobody has tested.
         deadline: seconds that a case may take before its ranks count as hanging; 0 is what the suite gives.
         models: it can parallelise whole models, see `conformance.adapters.models`.
+        fused: which of merged and qkv it has; the suite has no items of the others.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Declaration:
     notes: Sequence[str] = ()
     deadline: float = 0.0
     models: bool = False
+    fused: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.deadline <= LONGEST_DEADLINE:

@@ -30,6 +30,7 @@ from conformance.adapters.protocol import Declaration, Group, Requirement
 from conformance.adapters.torch_procedures import Procedures
 from conformance.adapters.torch_session import TorchSession
 from spec import STANDARD, Case
+from spec.case import FUSED
 from spec.faults import arguments
 
 
@@ -55,7 +56,7 @@ class TorchAdapter:
 
     Attributes:
         name: for the header.
-        layers: which of column, row, copy, reduce, gather, scatter it has.
+        layers: which of column, row, copy, reduce, gather, scatter it has, and of merged and qkv, which it may lack.
         flags: the layers' flags that it has; cases that need another are declined.
         procedures_declined: procedure -> reason.
         accepts: faults that it accepts on purpose -> reason (other semantics; never a failure).
@@ -126,6 +127,7 @@ class TorchAdapter:
             notes=notes,
             deadline=self.deadline,
             models=isinstance(self, ParallelisesModels),
+            fused=[layer for layer in FUSED if layer in self.layers],
         )
 
     def declines(self, case: Case) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from conformance.adapters.protocol import Declaration, Group
 from spec import Array, Case, Collective, Inputs, Observation, Raised, Step, agreement, inputs
+from spec.case import FUSED
 from spec.contract import ITEM_BYTES, needs_gradient, runs_backward
 from spec.faults import FAULTS, arguments
 from spec.numerics import encode, round_to
@@ -45,6 +46,12 @@ class Exchange:
             total = round_to(total + part, self.case.compute_dtype)
         return [total.copy() for _ in parts]
 
+    def all_reduce_among(self, parts: Sequence[Floats], size: int) -> list[Floats]:
+        """The same within each block of so many neighbouring ranks."""
+        self._record("all-reduce", parts[0])
+        blocks = [Exchange(self.case).all_reduce(parts[start : start + size]) for start in range(0, len(parts), size)]
+        return [total for block in blocks for total in block]
+
     def all_gather(self, parts: Sequence[Floats], dim: int) -> list[Floats]:
         """The parts joined along a dimension, in the order of the ranks."""
         if self.case.P == 1:
@@ -74,7 +81,11 @@ class Simulated:
 
     def declare(self) -> Declaration:
         return Declaration(
-            "numpy", {"numpy": np.__version__, "python": platform.python_version()}, strict=True, controller=True
+            "numpy",
+            {"numpy": np.__version__, "python": platform.python_version()},
+            strict=True,
+            controller=True,
+            fused=FUSED,
         )
 
     def declines(self, case: Case) -> str:
@@ -120,6 +131,9 @@ class Simulated:
         if not case.linear:
             return {}
         assert data.weight is not None
+        if case.layer in FUSED:
+            rows = rows_of(case, r)
+            return {"weight": data.weight[rows]} | ({"bias": data.bias[rows]} if data.bias is not None else {})
         size = (case.out_features if case.layer == "column" else case.in_features) // case.P
         mine = slice(r * size, (r + 1) * size)
         if case.layer == "row":
@@ -149,7 +163,14 @@ class Simulated:
         y = [self.product(case, a, h["weight"].T) for a, h in zip(x, held, strict=True)]
         if case.bias and not case.skip_bias_add:
             y = [round_to(part + h["bias"], case.compute_dtype) for part, h in zip(y, held, strict=True)]
-        return exchange.all_gather(y, -1) if case.gather_output else y
+        if not case.gather_output:
+            return y
+        wholes = exchange.all_gather(y, -1)
+        return [whole[..., np.argsort(self.gathered_order(case))] for whole in wholes]
+
+    def gathered_order(self, case: Case) -> list[int]:
+        """Which columns of the whole output the ranks' outputs hold, one behind the other."""
+        return [row for r in range(case.P) for row in rows_of(case, r)]
 
     def column_backward(
         self,
@@ -160,12 +181,35 @@ class Simulated:
         exchange: Exchange,
     ) -> list[dict[str, Floats]]:
         if case.gather_output:
-            width = case.out_features // case.P
-            g = [whole[..., r * width : (r + 1) * width] for r, whole in enumerate(g)]
+            g = [whole[..., rows_of(case, r)] for r, whole in enumerate(g)]
         dx = [self.product(case, upstream, h["weight"]) for upstream, h in zip(g, held, strict=True)]
         if "x" in needs_gradient(case):
             dx = exchange.all_reduce(dx)
         return [{"x": d, **self.parameter_gradients(case, a, up)} for d, a, up in zip(dx, x, g, strict=True)]
+
+    merged_forward, merged_backward, qkv_forward = column_forward, column_backward, column_forward
+
+    def qkv_backward(
+        self,
+        case: Case,
+        x: Sequence[Floats],
+        held: Sequence[Mapping[str, Floats]],
+        g: Sequence[Floats],
+        exchange: Exchange,
+    ) -> list[dict[str, Floats]]:
+        gradients = self.column_backward(case, x, held, g, exchange)
+        sharers = max(1, case.P // case.kv_heads)
+        trained = needs_gradient(case) - {"x"} - ({"bias"} if case.skip_bias_add else set())
+        for name in sorted(trained) if sharers > 1 else ():
+            self.sum_copies(case, [entry[name] for entry in gradients], sharers, exchange)
+        return gradients
+
+    def sum_copies(self, case: Case, gradients: Sequence[Floats], sharers: int, exchange: Exchange) -> None:
+        """Replace the key and value rows of a parameter's gradients by their sum over the ranks that hold them."""
+        first = case.heads // case.P * case.head_size
+        totals = exchange.all_reduce_among([gradient[first:] for gradient in gradients], sharers)
+        for gradient, total in zip(gradients, totals, strict=True):
+            gradient[first:] = total
 
     def row_forward(
         self, case: Case, x: Sequence[Floats], held: Sequence[Mapping[str, Floats]], exchange: Exchange
@@ -272,6 +316,21 @@ class Simulated:
             tuple(exchange.log),
             facts={"pair": pair, "requires_grad": runs_backward(case)},
         )
+
+
+def rows_of(case: Case, r: int) -> list[int]:
+    """The output features of the whole layer that rank r has, part by part or head by head, in its order."""
+    if case.layer == "qkv":
+        units, size = [case.heads, case.kv_heads, case.kv_heads], case.head_size
+    else:
+        units, size = list(case.parts or (case.out_features,)), 1
+    rows: list[int] = []
+    for number, count in enumerate(units):
+        spread = [unit for unit in range(count) for _ in range(max(1, case.P // count) if number else 1)]
+        each = len(spread) // case.P
+        first = sum(units[:number])
+        rows += [(first + unit) * size + n for unit in spread[r * each : (r + 1) * each] for n in range(size)]
+    return rows
 
 
 def _array(value: Floats, dtype: str) -> Array:

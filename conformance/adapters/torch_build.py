@@ -89,6 +89,10 @@ def layer(case: Case, group: Group, args: Arguments, weight: Any = None, bias: A
         size=group.size,
         flags=args.flags,
         dim=args.dim if args.dim is not None else case.dim,
+        parts=args.parts,
+        heads=args.heads,
+        kv_heads=args.kv_heads,
+        head_size=args.head_size,
     )
     return replace(asked, **changes)
 

@@ -29,10 +29,16 @@ class TorchTp(TorchAdapter):
             if layer.kind in ("gather", "scatter"):
                 return lambda x: function(x, dim=layer.dim, group=group)
             return lambda x: function(x, group=group)
-        cls = torch_tp.ColumnParallelLinear if layer.kind == "column" else torch_tp.RowParallelLinear
+        classes: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "column": (torch_tp.ColumnParallelLinear, (layer.out_features,)),
+            "row": (torch_tp.RowParallelLinear, (layer.out_features,)),
+            "merged": (torch_tp.MergedColumnParallelLinear, (layer.parts,)),
+            "qkv": (torch_tp.QKVParallelLinear, (layer.head_size, layer.heads, layer.kv_heads)),
+        }
+        cls, sizes = classes[layer.kind]
         return cls(
             layer.in_features,
-            layer.out_features,
+            *sizes,
             layer.wants_bias,
             layer.weight,
             master_bias=layer.bias,

@@ -18,6 +18,7 @@ from conformance.space import (
     batches_of,
     biases_of,
     canonical,
+    cuts_of,
     dims_of,
     fixed_of,
     flag_fields,
@@ -173,7 +174,7 @@ def _cases(item: Item) -> Iterator[Case]:
 def _sizes(item: Item, batch: tuple[int, ...]) -> list[Fields]:
     if item.layer in FUNCTIONS:
         return [function_sizes(item, batch, 1, dim) for dim in dims_of(item, batch)]
-    return [layer_sizes(item, 1, 1, 1 if item.layer == "pair" else 0) | {"batch": batch}]
+    return [layer_sizes(item, cuts_of(item, (1,))[0], 1, 1 if item.layer == "pair" else 0) | {"batch": batch}]
 
 
 def _laid_out(item: Item, sizes: Fields, layouts: bool = True) -> Iterator[Case]:

@@ -12,6 +12,7 @@ from itertools import permutations
 import numpy as np
 
 from conformance.diagnosis import sentences as say
+from conformance.diagnosis.parts import of_parts
 from conformance.diagnosis.tensors import Tensor
 from spec.placements import Floats, bounds
 
@@ -55,6 +56,9 @@ def guesses(tensor: Tensor) -> Iterator[Guess]:
         yield from _biased(tensor, P)
     if tensor.terms:
         yield from _summed(tensor, P)
+    if tensor.layout is not None and P > 1:
+        joined = tensor.whole is not None and not tensor.sliced
+        yield from (Guess(text, numbers) for text, numbers in of_parts(tensor.layout, P, joined))
     if tensor.whole is not None and P > 1:
         yield from _sliced(tensor, tensor.whole, P) if tensor.sliced else _joined(tensor, tensor.whole, P)
     yield from _kept(tensor, P)
@@ -110,6 +114,8 @@ def _summed(tensor: Tensor, P: int) -> Iterator[Guess]:
         yield counted(say.REDUCED_ON_SOME.format(ranks=ranks(right)), own)
         yield counted(say.REDUCED_ON_SOME.format(ranks=ranks(right)), 0 * own)
     yield counted(say.NOT_REDUCED, own)
+    for size in (n for n in range(2, P) if P % n == 0):
+        yield counted(say.REDUCED_AMONG, np.kron(np.eye(P // size), np.ones((size, size))))
     for biases in (1, P):
         yield counted(say.REDUCED_TWICE, P * every, biases)
     for biases in (1, 1 / P):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from spec import Case
-from spec.case import EXACT, WITHOUT_VALUES
+from spec.case import EXACT, FUSED, WITHOUT_VALUES
 
 _SIZES = (5, 2, 3, 1)
 
@@ -32,7 +32,7 @@ def is_larger(probe: Case, case: Case) -> bool:
 
 
 def _extent(case: Case) -> tuple[Any, ...]:
-    return case.P, case.batch, case.in_features, case.hidden_features, case.out_features
+    return case.P, case.batch, case.in_features, case.hidden_features, case.out_features, case.sizes
 
 
 def contrasts(case: Case) -> Iterator[tuple[str, Case]]:
@@ -58,7 +58,11 @@ def contrasts(case: Case) -> Iterator[tuple[str, Case]]:
 def single_rank(case: Case) -> Iterator[Case]:
     """One rank that does what each of P ranks does, with nothing to reduce."""
     cut = "out_features" if case.layer == "column" else "in_features"
-    sizes = {cut: getattr(case, cut) // case.P} if case.linear else {}
+    sizes: dict[str, Any] = {cut: getattr(case, cut) // case.P} if case.linear else {}
+    if case.layer == "merged":
+        sizes = {"parts": tuple(size // case.P for size in case.parts)}
+    if case.layer == "qkv":
+        sizes = {"heads": case.heads // case.P, "kv_heads": max(1, case.kv_heads // case.P)}
     values = "positive" if case.values == "cancel" else case.values
     yield from _possible(case, P=1, world=1, groups="neighbouring", values=values, **sizes)
 
@@ -81,11 +85,26 @@ def _sizes(case: Case, P: int, batch: tuple[int, ...]) -> Iterator[dict[str, Any
     if case.layer == "pair":
         yield {"batch": batch, "in_features": 7, "hidden_features": cut, "out_features": 7}
         return
+    if case.layer in FUSED:
+        yield from ({"batch": batch} | sizes for sizes in _several_parts(case, P))
+        return
     first, second = ("out_features", "in_features") if case.layer == "column" else ("in_features", "out_features")
     yield {"batch": batch, first: cut, second: 7}
     yield {"batch": batch, first: getattr(case, first) // case.P * P, second: 7}
     yield {"batch": case.batch, first: cut, second: 7}
     yield {"batch": batch, first: cut, second: cut}
+
+
+def _several_parts(case: Case, P: int) -> Iterator[dict[str, Any]]:
+    """Unequal parts of more than one element a rank; of qkv, heads to which as many ranks belong as in the case."""
+    if case.layer == "merged":
+        grown = tuple((3 + 2 * number) * P for number in range(len(case.parts)))
+        yield {"parts": grown, "in_features": 7}
+        yield {"parts": grown, "in_features": case.in_features}
+        return
+    like = max(1, P // 2) if case.kv_heads < case.P else 2 * P
+    for kv_heads in dict.fromkeys((like, case.kv_heads)):
+        yield {"heads": 2 * max(P, kv_heads), "kv_heads": kv_heads, "head_size": 3, "in_features": 7}
 
 
 def _possible(case: Case, **changes: Any) -> Iterator[Case]:

@@ -23,6 +23,7 @@ TERM_MISSING: Final = "a sum without the term of {ranks}"
 TERM_TWICE: Final = "a sum in which the term of {ranks} is counted twice"
 TERMS_COUNTED: Final = "a sum that counts the ranks' terms {digits} times"
 REDUCED_ON_SOME: Final = "a reduction whose result reaches {ranks} alone"
+REDUCED_AMONG: Final = "a reduction over some of the ranks alone, each rank with its neighbours"
 OTHER_GROUP: Final = "a reduction over ranks of another group"
 
 # What every rank holds for itself: a slice, or an equal copy.
@@ -48,6 +49,22 @@ NOT_JOINED: Final = "slices that are not joined: each rank holds its own"
 INTERLEAVED: Final = "slices joined element by element"
 JOINED_ALONG: Final = "slices joined along another dimension"
 TRANSPOSED: Final = "a transposed matrix"
+
+# Layers of several parts, and heads of which ranks hold copies.
+ONE_BLOCK: Final = "parts that are cut as one block"
+PARTS_PERMUTED: Final = "parts in another order"
+JOINED_BY_RANK: Final = "slices joined by rank, not by part"
+HEADS_INTERLEAVED: Final = "parts that are taken for interleaved ones"
+OTHER_PART: Final = "a part that is another rank's slice"
+OTHER_COPY: Final = "a key or value head that other ranks should hold"
+COPIES_NOT_SUMMED: Final = "a gradient of copies that is not summed: each rank has its own term"
+COPIES_AVERAGED: Final = "a gradient of copies that is averaged"
+COPIES_OF_ALL: Final = "a gradient of copies that is summed over all ranks"
+COPIES_OF_OTHERS: Final = "a gradient of copies that is summed over ranks which hold other heads"
+COPIES_OF_FIRST: Final = "a gradient of copies that is that of their first rank"
+COPIES_TWICE: Final = "a gradient of copies that is counted once for each copy"
+COPIES_OF_ONE_PART: Final = "a gradient of copies that is not summed for the {what} heads"
+QUERIES_SUMMED: Final = "a gradient of query rows that is summed with that of copies"
 
 # Gradients that are not there, or there too often.
 NO_GRADIENT: Final = "a gradient that is missing on {ranks}"
@@ -124,6 +141,7 @@ _NEXT: Final = {
     TERM_TWICE: "Look for a rank that adds its term again after the reduction.",
     TERMS_COUNTED: "Each digit should be 1; look at what the ranks with other digits put into the reduction.",
     REDUCED_ON_SOME: "Use an all-reduce: a reduce leaves the sum on one rank.",
+    REDUCED_AMONG: "Reduce over the whole tensor-parallel group, not over a part of it.",
     OTHER_GROUP: "Pass the layer's own process group to every collective, and use the rank in that group.",
     SUMMED: "This value is no partial sum; drop the reduction.",
     MEAN: "This value is no partial sum; drop the reduction.",
@@ -145,6 +163,20 @@ _NEXT: Final = {
     INTERLEAVED: "Join whole slices along the dimension; the ranks' dimension was moved to the wrong place.",
     JOINED_ALONG: "An all-gather stacks along dim 0; move the ranks' dimension before the one that was cut.",
     TRANSPOSED: "The weight is [out_features, in_features]; look for a transpose too many or too few.",
+    ONE_BLOCK: "Cut each part by itself, then join the slices: gate and up, or query, key and value.",
+    PARTS_PERMUTED: "Keep the parts in the order of the master: of qkv query, key, value.",
+    JOINED_BY_RANK: "After the all-gather take each rank's slices apart and join those of one part.",
+    HEADS_INTERLEAVED: "The master is [W_q; W_k; W_v], all heads of one kind together; convert a checkpoint before.",
+    OTHER_PART: "Cut all parts by the same rank.",
+    OTHER_COPY: "Rank r holds key head r // c where c ranks hold each, not r % K.",
+    COPIES_NOT_SUMMED: "Sum the key and value rows' gradient over the ranks that hold the head, weight and bias alike.",
+    COPIES_AVERAGED: "Reduce with SUM: each copy has a term of its own.",
+    COPIES_OF_ALL: "Sum over the c neighbouring ranks that hold the head, not over the whole group.",
+    COPIES_OF_OTHERS: "The holders of a head are c neighbouring ranks, r // c alike, not every K-th rank.",
+    COPIES_OF_FIRST: "A broadcast loses the other copies' terms; sum them.",
+    COPIES_TWICE: "Two places sum the copies' gradient, or one multiplies it by c.",
+    COPIES_OF_ONE_PART: "Key and value rows have copies alike; sum both.",
+    QUERIES_SUMMED: "Sum the key and value rows alone: no other rank holds this rank's query heads.",
     NO_GRADIENT: "Look for a detach, a no_grad, or a backward that returns None for what needs a gradient.",
     LOST: "Look for a backward that writes .grad or reuses a buffer: return gradients, and autograd adds them.",
     OVERWRITTEN: "Look for a backward that assigns .grad: return gradients, and autograd adds them.",

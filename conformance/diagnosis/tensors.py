@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from conformance.diagnosis.parts import Layout
 from spec import Case, Inputs, Observation, Partial, Placement, Sharded, Truth, agreement
+from spec.case import COLUMN_LIKE, FUSED
 from spec.clauses.compare import expected_gradients, gradient_placement
-from spec.placements import Floats, bounds, local
+from spec.contract import cut_of_outputs
+from spec.placements import Floats, Parts, bounds, local
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Tensor:
         bias: by rank, what the bias adds to the output.
         whole: the unsharded tensor, where ranks hold slices of it or have joined it from slices.
         dim: the dimension of those slices.
+        layout: of a layer of several parts how this tensor lies on the ranks.
     """
 
     name: str
@@ -32,6 +37,7 @@ class Tensor:
     bias: tuple[Floats, ...] = ()
     whole: Floats | None = None
     dim: int = -1
+    layout: Layout | None = None
 
     @property
     def sliced(self) -> bool:
@@ -71,7 +77,8 @@ def tensors(case: Case, truth: Truth, seen: Sequence[Observation], step: str = "
 def _placed(case: Case, name: str, got: tuple[Floats | None, ...], placement: Placement, whole: Floats) -> Tensor:
     expected = tuple(local(placement, whole, case.P, r) for r in range(case.P))
     if isinstance(placement, Sharded):
-        return Tensor(name, got, expected, whole=whole, dim=placement.dim % whole.ndim)
+        layout = Layout(placement, whole) if isinstance(placement, Parts) else None
+        return Tensor(name, got, expected, whole=whole, dim=placement.dim % whole.ndim, layout=layout)
     return Tensor(name, got, expected)
 
 
@@ -82,10 +89,11 @@ def _output(case: Case, data: Inputs, got: tuple[Floats | None, ...], whole: Flo
         return Tensor("output", got, tuple(whole[r] for r in range(case.P)))
     expected = tuple(local(placement, whole, case.P, r) for r in range(case.P))
     bias = _bias(case, data, placement, expected)
+    layout = Layout(_parts(case, -1), whole[..., _once(case)]) if case.layer in FUSED else None
     if isinstance(placement, Sharded):
-        return Tensor("output", got, expected, (), bias, whole, placement.dim % whole.ndim)
+        return Tensor("output", got, expected, (), bias, whole, placement.dim % whole.ndim, layout)
     if case.gather_output and not terms:
-        return Tensor("output", got, expected, (), bias, whole, last)
+        return Tensor("output", got, expected, (), bias, whole, last, layout)
     if case.layer == "gather":
         return Tensor("output", got, expected, whole=whole, dim=case.dim % whole.ndim)
     return Tensor("output", got, expected, terms, bias)
@@ -94,6 +102,8 @@ def _output(case: Case, data: Inputs, got: tuple[Floats | None, ...], whole: Flo
 def _gradient(case: Case, data: Inputs, name: str, got: tuple[Floats | None, ...], whole: Floats) -> Tensor:
     tensor = _placed(case, f"gradient of {name}", got, gradient_placement(case, name), whole)
     if name != "x":
+        if tensor.layout and case.P > 1 and max(case.copies) > 1:
+            tensor = replace(tensor, layout=replace(tensor.layout, own=_own_terms(case, data, name)))
         return tensor
     joined = case.layer == "scatter" or (case.layer == "row" and not case.input_is_parallel)
     if joined:
@@ -106,7 +116,8 @@ def _bias(case: Case, data: Inputs, placement: Placement, expected: Sequence[Flo
     bias = data.bias2 if case.layer == "pair" else data.bias
     if bias is None or case.skip_bias_add:
         return ()
-    own = [local(placement, bias, case.P, r) if isinstance(placement, Sharded) else bias for r in range(case.P)]
+    held = agreement(case).parameters["bias2" if case.layer == "pair" else "bias"]
+    own = [local(held, bias, case.P, r) if isinstance(placement, Sharded) else bias for r in range(case.P)]
     return tuple(np.broadcast_to(value, e.shape) for value, e in zip(own, expected, strict=True))
 
 
@@ -123,10 +134,34 @@ def _terms(case: Case, data: Inputs, name: str) -> tuple[Floats, ...]:
     if case.layer == "row" and name == "output" and case.reduce_output:
         cuts = [bounds(case.in_features, case.P, r) for r in range(case.P)]
         return tuple(data.x[..., cut] @ data.weight[:, cut].T for cut in cuts)
-    if case.layer == "column" and name == "x":
-        cuts = [bounds(case.out_features, case.P, r) for r in range(case.P)]
-        return tuple(data.g[..., cut] @ data.weight[cut] for cut in cuts)
+    if case.layer in COLUMN_LIKE and name == "x":
+        held = agreement(case).parameters["weight"]
+        return tuple(_upstream(case, data, r) @ local(held, data.weight, case.P, r) for r in range(case.P))
     return ()
+
+
+def _upstream(case: Case, data: Inputs, r: int) -> Floats:
+    """The upstream gradient of what rank r computes."""
+    return local(cut_of_outputs(case)[1], data.g, case.P, r)
+
+
+def _own_terms(case: Case, data: Inputs, name: str) -> tuple[Floats, ...]:
+    """What each rank gives to the gradient of its rows."""
+    x = data.x.reshape(case.rows, case.in_features)
+    upstream = [_upstream(case, data, r).reshape(case.rows, -1 if case.rows else 0) for r in range(case.P)]
+    return tuple(g.T @ x if name == "weight" else g.sum(0) for g in upstream)
+
+
+def _parts(case: Case, dim: int) -> Parts:
+    return Parts(dim, case.sizes, case.copies)
+
+
+def _once(case: Case) -> Any:
+    """The columns of an output with copies that make it whole, each once."""
+    widths = zip(case.sizes, case.copies, strict=True)
+    first = [np.arange(size * c).reshape(case.P // c, c, -1)[:, 0].ravel() for size, c in widths]
+    starts = np.cumsum([0, *(size * c for size, c in zip(case.sizes, case.copies, strict=True))])
+    return np.concatenate([start + columns for start, columns in zip(starts, first, strict=False)])
 
 
 def _terms_of_pair(case: Case, data: Inputs, name: str) -> tuple[Floats, ...]:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import pytest
 
 from conformance.enumeration import small_cases
-from conformance.items import items
+from conformance.items import Item, items
 from conformance.known import Deviation, Known
 from conformance.observers import Options
 from conformance.plugin.profiles import is_deep
 from conformance.plugin.stash import SUITE
+from conformance.suite import Suite
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     suite = metafunc.config.stash[SUITE]
     for cost in ("item", "compiled_item"):
         if cost in metafunc.fixturenames:
-            chosen = [item for item in items(suite.options.world_sizes) if item.cost == cost]
+            chosen = [item for item in items_of(suite) if item.cost == cost]
             metafunc.parametrize(cost, chosen, ids=str)
     if "small_item" in metafunc.fixturenames:
-        chosen = items(suite.options.world_sizes) if is_deep() else []
+        chosen = items_of(suite) if is_deep() else []
         metafunc.parametrize("small_item", [item for item in chosen if next(small_cases(item), None)], ids=str)
     if "deviation" in metafunc.fixturenames:
         entries = {
@@ -27,6 +28,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         }
         names = [f"{entry.clause}-{number}" for number, entry in entries.items()]
         metafunc.parametrize("deviation", list(entries.values()), ids=names)
+
+
+def items_of(suite: Suite) -> list[Item]:
+    """The items of the world sizes that were asked for and of the layers that the implementation has, or must have."""
+    return items(suite.options.world_sizes, suite.declaration.fused)
 
 
 def deviations_of(options: Options) -> tuple[Deviation, ...]:

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import settings
 
 from conformance.coverage.summary import summary, write_cells
-from conformance.items import items
 from conformance.known import Known
-from conformance.plugin.collection import deviations_of, not_looked_for
+from conformance.plugin.collection import deviations_of, items_of, not_looked_for
 from conformance.plugin.profiles import is_deep
 from conformance.plugin.stash import COLLECTOR, REPORTER, SUITE
 from conformance.reporting.session.tables import closing_table, header
@@ -35,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if reason := not_looked_for(options, entry):
             not_run.append(f"known deviation from {entry.clause} ({entry.case}): {reason}")
     terminalreporter.section(f"conformance of {config.stash[SUITE].declaration.name}")
-    tally, reachable = config.stash[COLLECTOR].tally, items(options.world_sizes)
+    tally, reachable = config.stash[COLLECTOR].tally, items_of(config.stash[SUITE])
     strict = config.stash[SUITE].declaration.strict
     laws = config.stash[COLLECTOR].laws.lines(options.world_sizes)
     for line in [*closing_table(tally, options.world_sizes, not_run, strict), *laws, *summary(tally, reachable)]:

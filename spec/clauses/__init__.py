@@ -22,6 +22,7 @@ from spec.clauses import purity
 from spec.clauses import parameters
 from spec.clauses import functions
 from spec.clauses import pair
+from spec.clauses import fused
 from spec.clauses import forward
 from spec.clauses import backward
 from spec.clauses import precision
@@ -36,6 +37,7 @@ __all__ = [
     "collectives",
     "forward",
     "functions",
+    "fused",
     "groups",
     "instances",
     "lifecycle",

@@ -16,6 +16,7 @@ from spec.clauses.compare import (
     shown,
     steps,
 )
+from spec.clauses.tensors import gradient
 from spec.contract import runs_backward
 from spec.observation import Observation
 from spec.placements import Replicated
@@ -32,16 +33,9 @@ def _wants(layer: str, name: str, parallel: bool | None = None) -> Applies:
     )
 
 
-def _gradient(case: Case, truth: Truth, seen: Sequence[Observation], name: str) -> Iterator[Violation]:
-    placement = gradient_placement(case, name)
-    for rank, step in steps(seen):
-        expected = expected_local(case, placement, truth.runs[0].gradients[name], rank)
-        yield from compare(rank, step, f"gradient of {name}", step.gradients.get(name), expected)
-
-
 def _enter(name: str, of: str, title: str, text: str, applies: Applies, origin: str) -> None:
     def check(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-        yield from _gradient(case, truth, seen, of)
+        yield from gradient(case, truth, seen, of)
 
     clause(name, title, text, applies, origin=origin)(check)
 

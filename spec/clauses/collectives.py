@@ -44,7 +44,7 @@ def _budget(case: Case, seen: Sequence[Observation], phase: str, planned: tuple[
     wanted = [str(entry) for entry in planned]
     for rank, name, log in _logs(case, seen):
         got = [f"{entry.kind} {entry.bytes} B" for entry in log if entry.phase == phase]
-        if got != wanted:
+        if sorted(got) != sorted(wanted):
             yield Violation(
                 rank,
                 name,
@@ -71,8 +71,8 @@ def reduction_dtype(case: Case, truth: Truth, seen: Sequence[Observation]) -> It
 @clause(
     "collectives.forward-budget",
     "The forward communicates what the table says",
-    """Column: nothing, or one all-gather of the slice with gather_output. Row: one all-reduce of Y, none with
-    reduce_output=False. copy, scatter: nothing; reduce: one all-reduce; gather: one all-gather. A zero
+    """Column and merged: nothing, or one all-gather of the slice with gather_output. qkv: nothing. Row: one all-reduce
+    of Y, none with reduce_output=False. copy, scatter: nothing; reduce: one all-reduce; gather: one all-gather. A zero
     batch calls too.""",
     _communicates,
     level="SHOULD",
@@ -85,7 +85,9 @@ def forward_budget(case: Case, truth: Truth, seen: Sequence[Observation]) -> Ite
 @clause(
     "collectives.backward-budget",
     "The backward communicates what the table says",
-    """Column: one all-reduce of the input's gradient, only if the input needs one. Row: nothing, or one all-gather with
+    """Column, merged and qkv: one all-reduce of the input's gradient, only if the input needs one. qkv, where c > 1
+    ranks hold a key head: besides, for each trained parameter, one all-reduce of its key and value rows among them.
+    Row: nothing, or one all-gather with
     input_is_parallel=False if the input needs a gradient. copy: one all-reduce; scatter: one all-gather; reduce and
     gather: nothing.""",
     lambda case: _communicates(case) and runs_backward(case),

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from spec.case import Case
 from spec.clauses.compare import (
-    difference,
     exact,
     has_values,
     same_bits,
-    show,
     shown,
     steps,
-    true_output,
 )
+from spec.clauses.tensors import bias_once, value
 from spec.contract import agreement
-from spec.observation import Observation, Step
-from spec.placements import Floats, Replicated, Sharded, local
+from spec.observation import Observation
+from spec.placements import Replicated
 from spec.register import Applies, Violation, clause
 from spec.truth import Truth
 
@@ -35,53 +31,6 @@ def _layer(name: str, *, bias: bool = False, gathered: bool | None = None, reduc
         )
 
     return applies
-
-
-def _bias_in(case: Case, truth: Truth, rank: int) -> Floats | None:
-    """The bias that belongs into this rank's output, or None."""
-    bias = truth.data[0].bias
-    if bias is None or case.skip_bias_add:
-        return None
-    placement = agreement(case).output.value
-    return local(placement, bias, case.P, rank) if isinstance(placement, Sharded) else bias
-
-
-def _bias_at_fault(case: Case, truth: Truth, rank: int, step: Step) -> Floats | None:
-    """What stands in the output in place of the bias, if the product is right and only the bias is not; else None.
-
-    Told apart by what a wrong product cannot do: leave the same remainder in rows whose products differ, or a simple
-    multiple of the bias in at least two elements.
-    """
-    bias, got = _bias_in(case, truth, rank), step.output
-    expected = true_output(case, truth.runs[0].output, rank)
-    if bias is None or got is None or got.shape != expected.shape or got.numbers.size < 2:
-        return None
-    remainder = (got.numbers - (expected - bias)).reshape(-1, bias.size)
-    if np.array_equal(remainder, np.broadcast_to(bias, remainder.shape)):
-        return None
-    products = (expected - bias).reshape(-1, bias.size)
-    same_rows = (remainder == remainder[0]).all() and not (products == products[0]).all()
-    multiples = [0.0, 1 / case.P, *range(2, case.P + 1)]
-    if same_rows or any(np.array_equal(remainder, np.broadcast_to(k * bias, remainder.shape)) for k in multiples):
-        stands_there: Floats = remainder[0]
-        return stands_there
-    return None
-
-
-def _bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for rank, step in steps(seen):
-        remainder = _bias_at_fault(case, truth, rank, step)
-        if remainder is not None:
-            bias = _bias_in(case, truth, rank)
-            assert bias is not None
-            yield Violation(rank, step.name, "output minus the product is not the bias", show(bias), show(remainder))
-
-
-def _value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    for rank, step in steps(seen):
-        found = difference(step.output, true_output(case, truth.runs[0].output, rank))
-        if found and _bias_at_fault(case, truth, rank, step) is None:
-            yield Violation(rank, step.name, f"output {found[0]}", found[1], found[2])
 
 
 @clause(
@@ -126,7 +75,7 @@ def returns(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[V
     origin="ModelTC/LightX2V#1453, vllm-project/vllm-gguf-plugin#103",
 )
 def column_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _bias_once(case, truth, seen)
+    yield from bias_once(case, truth, seen)
 
 
 @clause(
@@ -137,7 +86,7 @@ def column_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> I
     origin="Wenyueh/MinivLLM#80, PaddlePaddle/Paddle#35186, awslabs/slapo#10, PaddlePaddle/FastDeploy#5247",
 )
 def row_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _bias_once(case, truth, seen)
+    yield from bias_once(case, truth, seen)
 
 
 @clause(
@@ -148,7 +97,7 @@ def row_bias_once(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iter
     origin="predibase/lorax#47, pytorch/pytorch#117728",
 )
 def column_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _value(case, truth, seen)
+    yield from value(case, truth, seen)
 
 
 @clause(
@@ -159,7 +108,7 @@ def column_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Itera
     origin="NVIDIA/TransformerEngine#530, ndif-team/nnsight#719, hpcaitech/ColossalAI#579, tenstorrent/tt-metal#19433",
 )
 def column_gathered(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _value(case, truth, seen)
+    yield from value(case, truth, seen)
 
 
 @clause(
@@ -170,7 +119,7 @@ def column_gathered(case: Case, truth: Truth, seen: Sequence[Observation]) -> It
     origin="Wenyueh/MinivLLM#13, microsoft/ltp-megatron-lm#68, NVIDIA/Megatron-LM#5337, NovaSky-AI/SkyRL#1886",
 )
 def row_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _value(case, truth, seen)
+    yield from value(case, truth, seen)
 
 
 @clause(
@@ -181,7 +130,7 @@ def row_value(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator
     origin="NVIDIA-NeMo/Megatron-Bridge#5635",
 )
 def row_partial(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _value(case, truth, seen)
+    yield from value(case, truth, seen)
 
 
 @clause(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from spec.case import Case
-from spec.clauses.compare import compare, expected_local
-from spec.contract import agreement
+from spec.clauses.tensors import shards
 from spec.observation import Observation
 from spec.register import Applies, Violation, clause
 from spec.truth import Truth
@@ -14,19 +13,6 @@ from spec.truth import Truth
 
 def _holds(layer: str, bias: bool = False) -> Applies:
     return lambda case: case.layer == layer and case.procedure not in ("init", "refuse") and (case.bias or not bias)
-
-
-def _shards(case: Case, truth: Truth, seen: Sequence[Observation], name: str) -> Iterator[Violation]:
-    whole = truth.data[0].weight if name == "weight" else truth.data[0].bias
-    assert whole is not None
-    placement = agreement(case).parameters[name]
-    for observation in seen:
-        step = observation.steps["first"]
-        got = step.parameters.get(name)
-        expected = expected_local(case, placement, whole, observation.rank)
-        yield from compare(observation.rank, step, name, got, expected)
-        if got is not None and got.dtype != case.dtype:
-            yield Violation(observation.rank, step.name, f"{name} has the wrong dtype", case.dtype, got.dtype)
 
 
 @clause(
@@ -37,7 +23,7 @@ def _shards(case: Case, truth: Truth, seen: Sequence[Observation], name: str) ->
     origin="vllm-project/vllm-gguf-plugin#103, predibase/lorax#47, NVIDIA/Megatron-LM#360",
 )
 def column_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _shards(case, truth, seen, "weight")
+    yield from shards(case, truth, seen, "weight")
 
 
 @clause(
@@ -48,7 +34,7 @@ def column_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iter
     origin="ModelTC/LightX2V#1453, vllm-project/vllm-gguf-plugin#103",
 )
 def column_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _shards(case, truth, seen, "bias")
+    yield from shards(case, truth, seen, "bias")
 
 
 @clause(
@@ -59,7 +45,7 @@ def column_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterat
     origin="predibase/lorax#47",
 )
 def row_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _shards(case, truth, seen, "weight")
+    yield from shards(case, truth, seen, "weight")
 
 
 @clause(
@@ -70,7 +56,7 @@ def row_weight(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterato
     origin="huggingface/text-generation-inference#1036, NVIDIA-NeMo/Automodel#1291",
 )
 def row_bias(case: Case, truth: Truth, seen: Sequence[Observation]) -> Iterator[Violation]:
-    yield from _shards(case, truth, seen, "bias")
+    yield from shards(case, truth, seen, "bias")
 
 
 @clause(

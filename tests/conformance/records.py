@@ -19,9 +19,10 @@ from conformance.reporting.record import (
     ViolationText,
     missing,
 )
+from spec.case import FUSED
 
 LINE = "row P=2 batch=1 in=2 out=1 float32 bias seed=0"
-WHO = Implementation("mine", "mine.py:Mine", False, {"torch": "2.13.0"}, {"tf32": "False"}, ("returns a pair",))
+WHO = Implementation("mine", "mine.py:Mine", False, {"torch": "2.13.0"}, {"tf32": "False"}, ("returns a pair",), FUSED)
 FAILURE = Failure(
     "row.forward.value",
     2,

@@ -16,11 +16,14 @@ from test_evidence import COLUMN, ROW, seen, with_output
 from conformance.adapters.simulated import Simulated
 from conformance.reporting.evidence import evidence
 from conformance.reporting.picture import STYLE, svg, tells
-from conformance.reporting.picture.words import words
+from conformance.reporting.picture.glyphs import _bands
+from conformance.reporting.picture.words import placed, words
 from spec import Array, Case, Observation, Truth
 from spec.numerics import encode
 
 SVG = "{http://www.w3.org/2000/svg}"
+MERGED = "merged P=2 batch=2 in=3 parts=4,2 float32 bias values=small seed=3"
+QKV = "qkv P=4 batch=2x2 in=3 heads=4 kv=2 head_size=1 float32 bias values=small seed=3"
 LOST = (
     Observation(0, fate="victim", entered=("#1 all-reduce 4 B float32", "#1 waits")),
     Observation(1, fate="died"),
@@ -55,6 +58,8 @@ PICTURES = {
     "large": lambda: seen(BiasBeforeReduction(), "row P=2 batch=3x4 in=24 out=16 float32 bias seed=1"),
     "empty": lambda: seen(Superfluous(), ROW.replace("batch=2", "batch=2x0")),
     "inner dimension": lambda: seen(Wide(), "gather P=2 batch=2x4 in=3 dim=1 float32 values=small seed=3"),
+    "parts": lambda: seen(Wide(), MERGED),
+    "copies": lambda: seen(Wide(), QKV),
     "partial": lambda: seen(Wide(), "reduce P=4 batch=2 in=3 float32 values=small seed=3"),
     "no number": lambda: seen(
         Simulated(),
@@ -75,6 +80,43 @@ def test_a_picture_is_well_formed_named_and_described(name: str) -> None:
     assert f"{found['layer']} on {found['P']} rank" in (root[0].text or "")
     assert root[1].text == " ".join(words(found))
     assert tells(found)
+
+
+@pytest.mark.parametrize(
+    ("placement", "shape", "expected"),
+    [
+        ("S(0)", [4, 3], [(0, 0, 1, 1 / 2, "r0"), (0, 1 / 2, 1, 1 / 2, "r1")]),
+        ("S(0: 4, 4)", [8, 3], [(0, s / 4, 1, 1 / 4, f"r{r}") for s, r in enumerate((0, 1, 0, 1))]),
+        ("S(-1: 4, 4)", [8], [(s / 4, 0, 1 / 4, 1, f"r{r}") for s, r in enumerate((0, 1, 0, 1))]),
+        (
+            "S(0: 2, 2 in 2 copies)",
+            [4, 3],
+            [
+                (0, 0, 1, 1 / 4, "r0"),
+                (0, 1 / 4, 1, 1 / 4, "r1"),
+                (0, 1 / 2, 1 / 2, 1 / 2, "r0"),
+                (1 / 2, 1 / 2, 1 / 2, 1 / 2, "r1"),
+            ],
+        ),
+    ],
+)
+def test_every_slice_of_each_part_is_where_it_lies(
+    placement: str, shape: list[int], expected: list[tuple[float, float, float, float, str]]
+) -> None:
+    """Ranks that hold the same slice share its place."""
+    assert list(_bands({"placement": placement, "shape": shape}, 2)) == expected
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("S(0)", "cut along dimension 0"),
+        ("S(-1: 4, 2)", "each part cut along dimension 1"),
+        ("S(0: 4, 2 in 2 copies)", "each part cut along dimension 0, some in copies"),
+    ],
+)
+def test_a_placement_is_said_in_words(placement: str, expected: str) -> None:
+    assert placed({"placement": placement, "shape": [6, 6]}) == expected
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -163,12 +163,12 @@ def test_nothing_is_missing_of_all_items() -> None:
         (
             OPTIONS,
             replace(WHOLE, names=tuple(name for name in ALL if name != "run-row-P1-float32"), reasons=("-k 'x'",)),
-            ["world size 1: 88 of 89 items were run", "the reason: -k 'x'"],
+            ["world size 1: 144 of 145 items were run", "the reason: -k 'x'"],
         ),
         (
             OPTIONS,
             replace(WHOLE, names=tuple(name for name in ALL if name != "run-row-P1-float32")),
-            ["world size 1: 88 of 89 items were run", "the reason: not known; --deselect, perhaps"],
+            ["world size 1: 144 of 145 items were run", "the reason: not known; --deselect, perhaps"],
         ),
         (
             OPTIONS,

@@ -78,8 +78,8 @@ def test_a_report_is_the_same_with_and_without_workers(tmp_path: Path) -> None:
     for run in (one, two):
         assert not run["complete"]
         assert run["missing"] == [
-            "world size 1: 4 of 89 items were run",
-            "world size 2: 4 of 112 items were run",
+            "world size 1: 4 of 145 items were run",
+            "world size 2: 4 of 174 items were run",
             "world size 4 was not run: not in --world-sizes",
             "the reason: -k 'run-copy'",
         ]

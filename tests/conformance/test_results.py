@@ -158,11 +158,12 @@ def test_the_command_keeps_results_and_compares_with_them(tmp_path: Path, capsys
 
 def test_every_clause_is_in_one_row() -> None:
     rows = list(dict.fromkeys(map(group_of, REGISTER)))
-    assert len(rows) == 23
+    assert len(rows) == 25
     assert "copy, reduce, gather, scatter" in rows
     assert group_of("row.forward.value") == "row.forward"
     assert group_of("row.bias.replicated") == group_of("row.weight.shard") == "row.weight, row.bias"
     assert group_of("ranks.alive") == "ranks"
+    assert group_of("merged.parts.separate") == group_of("merged.weight.shard") == "merged"
 
 
 def test_a_row_counts_clauses_by_their_worst_world_size() -> None:

@@ -13,6 +13,7 @@ from conformance.items import Item, items
 from conformance.space import BATCHES, LAYOUTS
 from conformance.strategies import cases
 from spec import Case, amplitude
+from spec.case import FUSED, LAYERS
 from spec.contract import runs_backward
 from spec.faults import FAULTS, faults_of
 
@@ -29,6 +30,24 @@ def test_items_have_the_world_sizes_that_were_asked_for(world_sizes: tuple[int, 
     chosen = items(world_sizes)
     assert {max(item.P, item.world) for item in chosen} == set(world_sizes)
     assert [item for item in ITEMS if max(item.P, item.world) in world_sizes] == chosen
+
+
+@pytest.mark.parametrize("fused", [(), ("merged",), ("merged", "qkv")])
+def test_layers_of_several_parts_have_items_only_where_there_are_such_layers(fused: tuple[str, ...]) -> None:
+    chosen = items((1, 2, 4), fused)
+    assert {item.layer for item in chosen} == set(LAYERS) - set(FUSED) | set(fused)
+    assert [item for item in ITEMS if item.layer not in FUSED or item.layer in fused] == chosen
+
+
+@pytest.mark.parametrize(("P", "kv_heads"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4), (4, 8)])
+def test_key_heads_come_up_below_at_and_above_the_ranks(P: int, kv_heads: int) -> None:
+    assert find(cases(Item("run", "qkv", P, "float32")), lambda case: case.kv_heads == kv_heads, settings=FINDING)
+
+
+def test_merged_layers_have_two_parts_and_three_and_unequal_ones() -> None:
+    item = Item("run", "merged", 2, "float32")
+    for wanted in (lambda case: len(case.parts) == 3, lambda case: case.parts[0] != case.parts[1]):
+        assert find(cases(item), wanted, settings=FINDING)
 
 
 def test_small_worlds_come_first() -> None:

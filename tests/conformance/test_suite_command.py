@@ -44,7 +44,7 @@ def conformance(where: Path, *args: str, **environment: str) -> CompletedProcess
         (["--impl", "unheard_of"], "--impl unheard_of: unknown; it is one of torch_tp, dtensor, "),
         (["--impl", "nowhere.py:Mine"], "nowhere.py: there is no such file"),
         (["--impl", "mine.py"], "--impl mine.py: which class of the file? --impl mine.py:Class"),
-        (["--impl", f"{OWN}:Misspelt"], "Misspelt.layers has collumn; it may have column, row, pair, copy, reduce"),
+        (["--impl", f"{OWN}:Misspelt"], "Misspelt.layers has collumn; it may have column, row, merged, qkv, pair"),
         (["--impl", f"{OWN}:NoSuch"], "has no class NoSuch"),
         (["--impl", f"{OWN}:WithoutMethods"], "WithoutMethods has no method declare, declines, open; derive it from"),
         (["--impl", f"{OWN}:NotMade"], "NotMade() raised OSError: the checkpoint is not there"),

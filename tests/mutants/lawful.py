@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, column, products, row
+from torch_tp import collectives, column, fused, products, row
 from torch_tp.collectives import all_gather
 from torch_tp.functions import sum_over
 from torch_tp.products import column_product, row_product
@@ -134,3 +134,75 @@ class InputGradientByGather(TorchTp):
 
     def set_up(self, group: Group) -> None:
         column.column_product = lambda x, weight, bias, group: F.linear(_SumGathered.apply(x, group), weight, bias)
+
+
+class CopiesSummedByGather(TorchTp):
+    """Ranks that hold the same key head gather its gradients and add them up in the order of the ranks."""
+
+    strict = False
+
+    def set_up(self, group: Group) -> None:
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+            own, shared = grad.split([ctx.first, grad.shape[0] - ctx.first])
+            total = in_rank_order(all_gather(shared.unsqueeze(0), 0, ctx.group, "QKVParallelLinear backward"))
+            return torch.cat([own, total]), None, None
+
+        fused._SharedRows.backward = staticmethod(backward)
+
+
+class CopiesSummedByHead(TorchTp):
+    """Every rank puts its key and value rows in the place of their head, and the whole group adds all heads up."""
+
+    strict = False
+
+    def set_up(self, group: Group) -> None:
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+            whole, copies = ctx.group
+            own, shared = grad.split([ctx.first, grad.shape[0] - ctx.first])
+            heads = shared.new_zeros((whole.size // copies, *shared.shape))
+            heads[whole.rank // copies] = shared
+            return torch.cat([own, sum_over(heads, whole)[whole.rank // copies]]), None, None
+
+        fused.neighbours = lambda group, size: WithCopies(group, size)
+        fused._SharedRows.backward = staticmethod(backward)
+
+
+class WithCopies(tuple[Any, int]):
+    """A group and how many neighbours in it hold the same, in place of the group of these."""
+
+    def __new__(cls, group: Any, size: int) -> WithCopies:
+        return super().__new__(cls, (group, size))
+
+    def require(self, owner: str, why: str) -> Any:
+        return self[0].require(owner, why)
+
+
+class PartsOneByOne(TorchTp):
+    """Each part of a merged or QKV layer has a product of its own, with a reduction of its own in the backward."""
+
+    strict = False
+
+    def set_up(self, group: Group) -> None:
+        def one_by_one(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: Any) -> Tensor:
+            sizes = layer.output_sizes_per_rank
+            biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+            products = [column_product(x, *part, group) for part in zip(weight.split(sizes), biases, strict=True)]
+            return torch.cat(products, dim=-1)
+
+        parallel = column.ColumnParallelLinear._parallel, fused.QKVParallelLinear._parallel
+        for cls, whole in zip((fused.MergedColumnParallelLinear, fused.QKVParallelLinear), parallel, strict=True):
+            cls._parallel = _with_product(whole, one_by_one)
+
+
+def _with_product(parallel: Callable[..., Tensor], product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A layer's computation with another product."""
+
+    def computed(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: Any) -> Tensor:
+        usual = column.column_product, fused.column_product
+        column.column_product = fused.column_product = lambda *args: product(layer, *args)
+        try:
+            return parallel(layer, x, weight, bias, group)
+        finally:
+            column.column_product, fused.column_product = usual
+
+    return computed

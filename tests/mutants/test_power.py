@@ -82,7 +82,7 @@ CONTROLS = [
     f"{procedure}-{layer}-P{P}-{dtype}"
     for P in (1, 2, 4)
     for dtype in DTYPES
-    for layer in ("column", "row", "copy", "reduce", "gather", "scatter")
+    for layer in ("column", "row", "merged", "qkv", "copy", "reduce", "gather", "scatter")
     for procedure in ("run", "precision")
     if f"{procedure}-{layer}-P{P}-{dtype}" in ITEMS
 ]

@@ -46,6 +46,8 @@ def test_cases_of_an_item_are_what_its_name_says(item: Item) -> None:
         "pair P=2 batch=3 in=4 hidden=6 out=2 float32 bias gather_output input_is_parallel=False seed=3",
         "copy P=4 batch=3 in=4 float32 x=strided g=strided seed=3",
         "row P=4 batch=3 in=4 out=2 float32 procedure=refuse fault=indivisible seed=3",
+        "merged P=2 batch=3 in=4 parts=4,2,6 float32 bias gather_output seed=7",
+        "qkv P=4 batch=3 in=4 heads=8 kv=2 head_size=3 bfloat16 bias skip_bias_add seed=7",
         SETTING_EVERY_WORD,
     ],
 )
@@ -75,20 +77,20 @@ def test_a_case_shows_how_to_make_it_again() -> None:
     [
         (
             "diagonal P=2 in=4",
-            "a case begins with a layer, one of column, row, pair, copy, reduce, gather, scatter",
+            "a case begins with a layer, one of column, row, merged, qkv, pair, copy, reduce, gather, scatter",
             "^^^^^^^^",
         ),
         (
             "row P=2 in=4 out=2 biased",
             "unknown word 'biased'; words are float32, float64, bfloat16, float16, bias, gather_output, skip_bias_add, "
-            "P=, batch=, in=, hidden=, out=, dim=, input_is_parallel=, reduce_output=, x=, g=, frozen=, autocast=, "
-            "values=, world=, groups=, procedure=, fault=, seed=",
+            "P=, batch=, in=, hidden=, out=, parts=, heads=, kv=, head_size=, dim=, input_is_parallel=, "
+            "reduce_output=, x=, g=, frozen=, autocast=, values=, world=, groups=, procedure=, fault=, seed=",
             "                   ^^^^^^",
         ),
         (
             "row P=2 in=4 out=2 bias=1",
-            "unknown key 'bias'; keys are P, batch, in, hidden, out, dim, input_is_parallel, reduce_output, x, g, "
-            "frozen, autocast, values, world, groups, procedure, fault, seed",
+            "unknown key 'bias'; keys are P, batch, in, hidden, out, parts, heads, kv, head_size, dim, "
+            "input_is_parallel, reduce_output, x, g, frozen, autocast, values, world, groups, procedure, fault, seed",
             "                   ^^^^^^",
         ),
         ("row P=two in=4 out=2", "P needs a whole number, not 'two'", "    ^^^^^"),
@@ -113,6 +115,18 @@ def test_a_case_shows_how_to_make_it_again() -> None:
             "^" * 42,
         ),
         ("row P=2 in=4 hidden=4 out=2", "row has no hidden_features", "^" * 27),
+        ("merged P=2 in=4", "in=4 parts=(): sizes must be at least 1, and P=2 divide each part", "^" * 15),
+        (
+            "merged P=2 in=4 parts=4,3",
+            "in=4 parts=(4, 3): sizes must be at least 1, and P=2 divide each part",
+            "^" * 25,
+        ),
+        ("merged P=2 in=4 parts=4,", "parts needs a whole number, not ''", " " * 16 + "^" * 8),
+        ("merged P=2 in=4 parts=4,2 out=6", "out follows from the parts of a merged layer", " " * 26 + "^" * 5),
+        ("qkv P=2 in=4 heads=4 kv=2", "in=4 heads=4 kv=2 head_size=0: sizes must be at least 1", "^" * 25),
+        ("qkv P=2 in=4 heads=3 kv=1 head_size=2", "heads=3 must be a multiple of P=2 and of kv=1", "^" * 37),
+        ("qkv P=2 in=4 heads=4 kv=3 head_size=2", "heads=4 must be a multiple of P=2 and of kv=3", "^" * 37),
+        ("qkv P=2 in=4 heads=6 kv=3 head_size=2", "kv=3 must divide P=2 or be a multiple of it", "^" * 37),
         ("row P=2 batch=3", "the word in=<size> is missing", " " * 15 + "^"),
         ("row in=3 out=2", "the word P=<size> is missing", " " * 14 + "^"),
         ("row P=0 in=4 out=2", "world=0 must be a positive multiple of P=0", "^" * 18),
@@ -162,24 +176,31 @@ def test_a_bad_line_says_what_is_wrong_and_points_at_it(line: str, reason: str, 
     assert expected == str(caught.value)
 
 
+PARTS = ("parts=4", "heads=4", "kv=4", "head_size=4")
 LINEAR = ("out=2", "hidden=4", "bias", "gather_output", "skip_bias_add", "autocast=bfloat16")
 ROW = ("input_is_parallel=False", "reduce_output=False")
 # The words that a layer has not.
 FOREIGN = {
-    "column P=2 in=4 out=4": ("hidden=4", "dim=0", *ROW),
-    "row P=2 in=4 out=4": ("gather_output", "hidden=4", "dim=0"),
-    "pair P=2 in=4 hidden=4 out=4": ("dim=0", "skip_bias_add", "reduce_output=False"),
-    "copy P=2 in=4": ("dim=0", *LINEAR, *ROW),
-    "reduce P=2 in=4": ("dim=0", *LINEAR, *ROW),
-    "gather P=2 in=4": (*LINEAR, *ROW),
-    "scatter P=2 in=4": (*LINEAR, *ROW),
+    "column P=2 in=4 out=4": ("hidden=4", "dim=0", *ROW, *PARTS),
+    "row P=2 in=4 out=4": ("gather_output", "hidden=4", "dim=0", *PARTS),
+    "merged P=2 in=4 parts=4,2": ("hidden=4", "dim=0", *ROW, *PARTS[1:]),
+    "qkv P=2 in=4 heads=4 kv=2 head_size=1": ("gather_output", "hidden=4", "dim=0", *ROW, PARTS[0]),
+    "pair P=2 in=4 hidden=4 out=4": ("dim=0", "skip_bias_add", "reduce_output=False", *PARTS),
+    "copy P=2 in=4": ("dim=0", *LINEAR, *ROW, *PARTS),
+    "reduce P=2 in=4": ("dim=0", *LINEAR, *ROW, *PARTS),
+    "gather P=2 in=4": (*LINEAR, *ROW, *PARTS),
+    "scatter P=2 in=4": (*LINEAR, *ROW, *PARTS),
 }
+
+FIELDS = {"kv=4": "kv_heads"}
 
 
 @pytest.mark.parametrize(("line", "word"), [(line, word) for line, words in FOREIGN.items() for word in words])
 def test_a_word_of_another_layer_is_refused(line: str, word: str) -> None:
     assert Case.parse(line)
-    with pytest.raises(CaseSyntaxError, match=rf"^not a case: {line.split()[0]} has no {word.split('=')[0]}"):
+    with pytest.raises(
+        CaseSyntaxError, match=rf"^not a case: {line.split()[0]} has no {FIELDS.get(word, word).split('=')[0]}"
+    ):
         Case.parse(f"{line} {word}")
 
 
@@ -210,13 +231,37 @@ def test_a_world_holds_groups_with_ranks_of_their_own(groups: str, expected: tup
     assert expected == Case("copy", 2, 4, world=4, groups=groups).group_ranks
 
 
+SEVERAL_PARTS = {
+    "merged": {"parts": (4, 2), "bias": True},
+    "qkv": {"heads": 4, "kv_heads": 1, "head_size": 3, "bias": True},
+}
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_spoils_the_arguments_of_each_layer_that_has_it(name: str) -> None:
     fault = FAULTS[name]
     for layer in fault.layers:
-        sizes = {"out_features": 4, "bias": True} if layer in ("column", "row") else {}
+        sizes = {"out_features": 4, "bias": True} if layer in ("column", "row") else SEVERAL_PARTS.get(layer, {})
         plain = Case(layer, 2, 4, batch=(3,), **sizes)
         spoilt = Case(layer, 2, 4, batch=(3,), **sizes, procedure="refuse", fault=name)
         assert fault.needs(plain)
         assert arguments(plain) != arguments(spoilt)
         assert all(isinstance(word, str) and word for word in fault.words(spoilt))
+
+
+@pytest.mark.parametrize(
+    ("line", "sizes", "copies", "out"),
+    [
+        ("column P=4 in=1 out=8", (8,), (1,), 8),
+        ("merged P=2 in=1 parts=4,2", (4, 2), (1, 1), 6),
+        ("qkv P=2 in=1 heads=4 kv=4 head_size=3", (12, 12, 12), (1, 1, 1), 36),
+        ("qkv P=4 in=1 heads=4 kv=4 head_size=3", (12, 12, 12), (1, 1, 1), 36),
+        ("qkv P=4 in=1 heads=4 kv=2 head_size=3", (12, 6, 6), (1, 2, 2), 24),
+        ("qkv P=4 in=1 heads=4 kv=1 head_size=3", (12, 3, 3), (1, 4, 4), 18),
+    ],
+)
+def test_the_parts_of_a_layer_follow_from_its_sizes(
+    line: str, sizes: tuple[int, ...], copies: tuple[int, ...], out: int
+) -> None:
+    case = Case.parse(line)
+    assert (sizes, copies, out) == (case.sizes, case.copies, case.out_features)

@@ -7,10 +7,13 @@ import pytest
 from spec import Case, Partial, Replicated, Sharded, agreement
 from spec.case import LAYERS
 from spec.contract import needs_gradient, runs_backward
+from spec.placements import Parts
 
 COLUMN = "column P=4 batch=2x3 in=5 out=8 float32"
 ROW = "row P=4 batch=2x3 in=8 out=5 float32"
 PAIR = "pair P=4 batch=2x3 in=5 hidden=8 out=3 float32"
+MERGED = "merged P=4 batch=2x3 in=5 parts=8,4 float32"
+QKV = "qkv P=4 batch=2x3 in=5 heads=4 head_size=3 float32"
 FUNCTION = "P=4 batch=2x3 in=8 float32"
 # line, input, output, parameters, forward, backward
 TABLE = [
@@ -28,6 +31,33 @@ TABLE = [
     (f"{ROW} input_is_parallel=False procedure=inference", "R/R", "R/R", "S(1)", "all-reduce 120 B", ""),
     (f"{ROW} reduce_output=False", "S(-1)/S(-1)", "P/R", "S(1)", "", ""),
     (f"{ROW} bias skip_bias_add", "S(-1)/S(-1)", "R/R", "S(1) R", "all-reduce 120 B", ""),
+    (f"{MERGED} bias", "R/R", "S(-1: 8, 4)/S(-1: 8, 4)", "S(0: 8, 4) S(0: 8, 4)", "", "all-reduce 120 B"),
+    (f"{MERGED} gather_output", "R/R", "R/R", "S(0: 8, 4)", "all-gather 72 B", "all-reduce 120 B"),
+    (f"{QKV} kv=4", "R/R", "S(-1: 12, 12, 12)/S(-1: 12, 12, 12)", "S(0: 12, 12, 12)", "", "all-reduce 120 B"),
+    (
+        f"{QKV} kv=2 bias",
+        "R/R",
+        "S(-1: 12, 12, 12)/S(-1: 12, 12, 12)",
+        "S(0: 12, 6 in 2 copies, 6 in 2 copies) S(0: 12, 6 in 2 copies, 6 in 2 copies)",
+        "",
+        "all-reduce 120 B; all-reduce 24 B; all-reduce 120 B",
+    ),
+    (
+        f"{QKV} kv=1 frozen=x",
+        "R/R",
+        "S(-1: 12, 12, 12)/S(-1: 12, 12, 12)",
+        "S(0: 12, 3 in 4 copies, 3 in 4 copies)",
+        "",
+        "all-reduce 120 B",
+    ),
+    (
+        f"{QKV} kv=2 bias skip_bias_add frozen=w",
+        "R/R",
+        "S(-1: 12, 12, 12)/S(-1: 12, 12, 12)",
+        "S(0: 12, 6 in 2 copies, 6 in 2 copies) S(0: 12, 6 in 2 copies, 6 in 2 copies)",
+        "",
+        "all-reduce 120 B",
+    ),
     (f"{PAIR}", "R/R", "R/R", "S(0) S(1)", "all-reduce 72 B", "all-reduce 120 B"),
     (f"{PAIR} bias frozen=x", "R/R", "R/R", "S(0) S(1) S(0) R", "all-reduce 72 B", ""),
     (
@@ -70,6 +100,8 @@ def test_one_rank_communicates_nothing(layer: str) -> None:
     sizes = {
         "column": {"out_features": 4},
         "row": {"out_features": 4},
+        "merged": {"parts": (4, 2)},
+        "qkv": {"heads": 4, "kv_heads": 2, "head_size": 3},
         "pair": {"out_features": 4, "hidden_features": 4},
     }
     terms = agreement(Case(layer, 1, 4, batch=(3,), **sizes.get(layer, {})))
@@ -95,7 +127,7 @@ def test_a_bias_is_returned_with_skip_bias_add_alone(line: str, expected: bool) 
 
 def test_a_gradient_is_placed_as_its_value_but_for_partial_ones() -> None:
     """The edges of the contract: R/R, R/P, S/S and P/R, and no other."""
-    duals = {Replicated: (Replicated, Partial), Partial: (Replicated,), Sharded: (Sharded,)}
+    duals = {Replicated: (Replicated, Partial), Partial: (Replicated,), Sharded: (Sharded,), Parts: (Parts,)}
     for line, *_ in TABLE:
         terms = agreement(Case.parse(line))
         for edge in (terms.input, terms.output):

@@ -14,7 +14,7 @@ from spec.case import LAYERS
 from spec.register import clause
 
 # What these say follows from clauses before them, so no fault is theirs alone.
-FOLLOWING = {*(f"{name}.adjoint" for name in ("copy", "reduce", "gather", "scatter"))}
+FOLLOWING = {*(f"{name}.adjoint" for name in ("copy", "reduce", "gather", "scatter")), "merged.parts.separate"}
 
 
 def every_fault() -> list[Doctored]:
@@ -112,9 +112,14 @@ def test_a_refusal_is_judged_by_no_clause_about_values() -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_no_case_is_judged_by_the_clauses_of_another_layer(layer: str) -> None:
-    sizes = {"column": "in=4 out=4", "row": "in=4 out=4", "pair": "in=4 hidden=4 out=4"}.get(layer, "in=4")
+    sizes = {"column": "in=4 out=4", "row": "in=4 out=4", "pair": "in=4 hidden=4 out=4"}
+    sizes |= {"merged": "in=4 parts=4,2", "qkv": "in=4 heads=4 kv=1 head_size=2"}
     others = set(LAYERS) - {layer}
-    assert not [name for name in names(f"{layer} P=2 batch=3 {sizes} float32 seed=1") if name.split(".")[0] in others]
+    assert not [
+        name
+        for name in names(f"{layer} P=2 batch=3 {sizes.get(layer, 'in=4')} float32 seed=1")
+        if name.split(".")[0] in others
+    ]
 
 
 def test_every_clause_is_must_or_should() -> None:

@@ -55,7 +55,7 @@ A refusal has a type that can be caught
 
 A refusal is a built-in type or a subclass: ValueError for sizes and flags, TypeError for dtypes.
 
-could fail at  layer column, row, gather, scatter; P any
+could fail at  layer column, row, merged, qkv, gather, scatter; P any
 procedures     refuse
 for example    column P=2 batch=3 in=4 out=2 float32 bias procedure=refuse fault=indivisible seed=7
 """
@@ -63,7 +63,7 @@ for example    column P=2 batch=3 in=4 out=2 float32 bias procedure=refuse fault
 
 
 def test_explain_says_where_a_clause_can_fail(capsys: pytest.CaptureFixture[str]):
-    assert "\ncould fail at  layer column, row; P = 1\n" in ask(capsys, "explain", "one-rank.bits")[1]
+    assert "\ncould fail at  layer column, row, merged, qkv; P = 1\n" in ask(capsys, "explain", "one-rank.bits")[1]
     assert "\ncould fail at  layer any; P > 1\n" in ask(capsys, "explain", "collectives.group")[1]
     assert "\nprocedures     any\n" in ask(capsys, "explain", "ranks.alive")[1]
 
@@ -173,7 +173,7 @@ reference: the same output and gradients from one device, unsharded
         (
             ["explain", "row.forward.bias-onc"],
             "there is no clause 'row.forward.bias-onc', did you mean row.forward.bias-once or "
-            "column.forward.bias-once or row.forward.partial?",
+            "qkv.forward.bias-once or merged.forward.bias-once?",
         ),
         (["explain", "zz"], "there is no clause 'zz'; python -m spec list shows all"),
         (["document", "--chek"], "document takes --check or --write, not '--chek'"),
@@ -196,7 +196,7 @@ def test_a_bad_request_is_a_sentence(arguments: list[str], sentence: str, capsys
     [
         ("rwo P=2 in=4 out=2", "row"),
         ("row P=2 in=4 out=2 bais", "bias"),
-        ("row P=2 in=4 out=2 sed=3", "seed"),
+        ("row P=2 in=4 out=2 sed=3", "seed or heads"),
         ("row P=2 in=4 out=2 procedure=twise", "twice"),
         ("row P=2 in=4 out=2 values=smal", "small or subnormal"),
     ],

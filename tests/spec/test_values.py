@@ -212,7 +212,9 @@ def fixed_point(draw: Any) -> Case:
     P, layer = draw(st.sampled_from((1, 2, 4))), draw(st.sampled_from((*LINEAR, *FUNCTIONS)))
     sizes = {"in_features": P * draw(st.integers(1, 4))}
     if layer in LINEAR:
-        sizes |= {"out_features": P * draw(st.integers(1, 4)), "bias": draw(st.booleans())}
+        size = draw(st.integers(1, 4))
+        more = {"merged": {"parts": (P * size, P)}, "qkv": {"heads": 2 * P, "kv_heads": 2, "head_size": size}}
+        sizes |= {"bias": draw(st.booleans())} | more.get(layer, {"out_features": P * size})
     batch = draw(st.sampled_from(((), (1,), (3,), (2, 4))))
     return Case(layer, P, **sizes, batch=batch, dtype="float16", values="subnormal", seed=draw(st.integers(0, 999)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -12,6 +13,8 @@ WIDTH, HEIGHT, CELL = 72.0, 52.0, 15.0
 _ROW = 18.0
 _SHEET = 620.0
 _MOST_ROWS = 4
+# As spec.placements writes them: S(0), and S(0: 8, 4 in 2 copies) of several parts.
+_SHARDED = re.compile(r"S\((-?\d+)(?:: (.+))?\)")
 Tensor = Mapping[str, Any]
 Text = Callable[[Any], str]
 
@@ -23,8 +26,15 @@ def matrix(shape: Sequence[int]) -> tuple[int, int]:
 
 def cut_along(tensor: Tensor) -> int | None:
     """The dimension, counted from 0, along which the ranks' slices are cut; None where they are not."""
-    placement = tensor["placement"]
-    return int(placement[2:-1]) % max(len(tensor["shape"]), 1) if placement.startswith("S(") else None
+    found = _SHARDED.fullmatch(tensor["placement"])
+    return int(found[1]) % max(len(tensor["shape"]), 1) if found else None
+
+
+def parts_of(tensor: Tensor) -> list[tuple[int, int]]:
+    """(size, copies) of the parts that are cut one by one along that dimension; none where it is cut as one."""
+    found = _SHARDED.fullmatch(tensor["placement"])
+    words = (part.split() for part in found[2].split(", ")) if found and found[2] else ()
+    return [(int(size), int(rest[1]) if rest else 1) for size, *rest in words]
 
 
 def colour(rank: int) -> str:
@@ -49,11 +59,25 @@ def _bands(tensor: Tensor, P: int) -> Iterator[tuple[float, float, float, float,
     if dim is None:
         return
     if dim == len(shape) - 1:
-        yield from ((r / P, 0, 1 / P, 1, colour(r)) for r in range(P))
+        yield from ((start, across, width, room, colour(r)) for r, start, width, across, room in _slices(tensor, P))
+        return
+    if parts_of(tensor):
+        yield from ((across, start, room, width, colour(r)) for r, start, width, across, room in _slices(tensor, P))
         return
     times = prod(shape[:dim])  # a cut of an inner dimension comes back in every row of the outer ones
     times = times if times * P <= 16 else 1
     yield from ((0, (i * P + r) / (times * P), 1, 1 / (times * P), colour(r)) for i in range(times) for r in range(P))
+
+
+def _slices(tensor: Tensor, P: int) -> Iterator[tuple[int, float, float, float, float]]:
+    """(rank, start, width, and across the cut start and room): the holders of one slice lie beside one another."""
+    parts = parts_of(tensor) or [(P, 1)]
+    total, start = sum(size for size, _ in parts), 0.0
+    for size, copies in parts:
+        width = size * copies / P / total
+        for r in range(P):
+            yield r, start + r // copies * width, width, r % copies / copies, 1 / copies
+        start += size / total
 
 
 def held(tensor: Tensor, P: int, room: float) -> list[Part]:

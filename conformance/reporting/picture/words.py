@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conformance.reporting.evidence.flow import Exchange, exchanges
-from conformance.reporting.picture.glyphs import cut_along
+from conformance.reporting.picture.glyphs import cut_along, parts_of
 
 Evidence = Mapping[str, Any]
 STAGES = {"": "entered", "waits": "waits in it", "finished": "finished", "failed": "failed"}
@@ -25,8 +25,10 @@ def placed(tensor: Mapping[str, Any]) -> str:
     """How the ranks have it."""
     if tensor["placement"] in ("R", "P"):
         return "whole on every rank" if tensor["placement"] == "R" else "a term on each rank"
-    dim = cut_along(tensor)
-    return "cut along dimension " + str(dim) if len(tensor["shape"]) > 1 else "cut"
+    dim, parts = cut_along(tensor), parts_of(tensor)
+    how = "each part cut" if parts else "cut"
+    how += f" along dimension {dim}" if len(tensor["shape"]) > 1 else ""
+    return how + ", some in copies" * any(copies > 1 for _, copies in parts)
 
 
 def standing(entry: Exchange, P: int) -> tuple[str, str]:

@@ -51,7 +51,7 @@ def _sum(one: Run, two: Run, where: str, path: str) -> Run:
             " parts of one run must have judged the same"
         )
     options, done = _options(one.options, two.options), _items(one.items, two.items)
-    lacking = missing(options, done)
+    lacking = missing(options, done, one.implementation.fused)
     return replace(
         one,
         options=options,

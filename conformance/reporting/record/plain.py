@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -34,7 +34,8 @@ def record_of(kind: Any, content: Any, where: str = "it") -> Any:
     """A record of this kind, made of data; the inverse of `data`.
 
     Raises:
-        DoesNotFit: a key is absent, or a value of another type; the text says where. Keys too many are no matter.
+        DoesNotFit: a key is absent that has no default, or a value of another type; the text says where. Keys too many
+            are no matter.
     """
     if kind is Any:
         return content
@@ -59,11 +60,12 @@ def _dataclass_of(kind: Any, content: Any, where: str) -> Any:
     names = [entry.name for entry in fields(kind)]
     if not isinstance(content, dict):
         raise DoesNotFit(f"{where} is {_short(content)}; it should hold {', '.join(names)}")
-    absent = [name for name in names if name not in content]
+    absent = [entry.name for entry in fields(kind) if entry.name not in content and entry.default is MISSING]
     if absent:
         raise DoesNotFit(f"{where} has no {', '.join(absent)}; it holds {', '.join(map(str, content)) or 'nothing'}")
     hints = _hints(kind)
-    return kind(**{name: record_of(hints[name], content[name], f"{where}.{name}") for name in names})
+    given = [name for name in names if name in content]
+    return kind(**{name: record_of(hints[name], content[name], f"{where}.{name}") for name in given})
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,7 @@ from conformance.items import items
 from conformance.reporting.record.failure import Failure
 from conformance.reporting.record.verdict import Verdict, verdict
 from spec import REGISTER
+from spec.case import FUSED
 
 WORLDS: Final = (1, 2, 4)
 
@@ -20,6 +22,7 @@ class Implementation:
     Attributes:
         impl: what --impl said, a file without its folder.
         semantics: what it does otherwise on purpose, as sentences.
+        fused: which of the layers of several parts it has; of others there are no items.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Implementation:
     versions: dict[str, str]
     flags: dict[str, str]
     semantics: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,12 +137,12 @@ class Run:
         return {key: verdict(key[0] in should and not strict, *total) for key, total in totals.items()}
 
 
-def missing(options: RunOptions, done: ItemsRun) -> tuple[str, ...]:
+def missing(options: RunOptions, done: ItemsRun, fused: Sequence[str] = FUSED) -> tuple[str, ...]:
     """Why a run is not all of the suite, as sentences; none where it is."""
     lines: list[str] = []
     ran, partly = set(done.names), False
     for world in WORLDS:
-        whole = [str(item) for item in items((world,))]
+        whole = [str(item) for item in items((world,), fused)]
         there = sum(name in ran for name in whole)
         if world not in options.world_sizes:
             lines.append(f"world size {world} was not run: not in --world-sizes")

@@ -24,6 +24,7 @@ from conformance.reporting.record.run import (
 )
 from conformance.tally import Tally, Weakest
 from spec import REGISTER
+from spec.case import FUSED
 
 
 def run_of(
@@ -37,7 +38,7 @@ def run_of(
 ) -> Run:
     """The record of a run of these items, which found this."""
     how = RunOptions(options.world_sizes, options.backend, options.device, options.clauses, profile, seed)
-    lacking = missing(how, done)
+    lacking = missing(how, done, declared.fused)
     who = Implementation(
         declared.name,
         _without_folder(options.impl),
@@ -45,6 +46,7 @@ def run_of(
         {name: str(version) for name, version in declared.versions.items()},
         {name: str(value) for name, value in declared.flags.items()},
         declared.semantics.sentences(),
+        tuple(declared.fused),
     )
     return Run(
         who,
@@ -54,7 +56,7 @@ def run_of(
         done,
         tuple(_counts(tally)),
         {str(world): tally.examples[world] for world in options.world_sizes},
-        tuple(coverage(tally, options.world_sizes)),
+        tuple(coverage(tally, options.world_sizes, declared.fused)),
         tuple(Declined(*place, n) for place, n in sorted(tally.declined.items())),
         tuple(tally.intermittent),
         tuple(failures),
@@ -73,9 +75,9 @@ def _counts(tally: Tally) -> list[Count]:
     return [Count(*place, *(counter[place] for counter in counters)) for place in places]
 
 
-def coverage(tally: Tally, world_sizes: Sequence[int]) -> list[Coverage]:
+def coverage(tally: Tally, world_sizes: Sequence[int], fused: Sequence[str] = FUSED) -> list[Coverage]:
     """For every clause and world size that it applies in: cells visited and reachable, and the weakest bound."""
-    there = _reachable(tuple(world_sizes))
+    there = _reachable(tuple(world_sizes), tuple(fused))
     visited: Counter[tuple[str, int]] = Counter()
     weakest: dict[tuple[str, int], Weakest] = {}
     for cell, judged in tally.judged_in.items():
@@ -90,10 +92,10 @@ def coverage(tally: Tally, world_sizes: Sequence[int]) -> list[Coverage]:
 
 
 @lru_cache(maxsize=8)
-def _reachable(world_sizes: tuple[int, ...]) -> Counter[tuple[str, int]]:
+def _reachable(world_sizes: tuple[int, ...], fused: tuple[str, ...]) -> Counter[tuple[str, int]]:
     """(clause, world size) -> the cells in which it could be judged."""
     there: Counter[tuple[str, int]] = Counter()
-    for item in items(world_sizes):
+    for item in items(world_sizes, fused):
         flags = Counter(variant[0] for variant in variants(item))
         for words, names in clauses_by_flags(item).items():
             there.update({(name, max(item.P, item.world)): flags[words] for name in names})

@@ -10,7 +10,7 @@ from conformance.reporting.record import VERDICTS
 from conformance.reporting.record.read import Unusable
 from conformance.reporting.results.kept import Results
 from spec import REGISTER
-from spec.case import FUNCTIONS, LINEAR
+from spec.case import FUNCTIONS
 
 WRITE: Final = "python -m conformance report --readme README.md"
 BEGIN: Final = f"<!-- Made by `{WRITE}` from conformance/results/. -->"
@@ -22,7 +22,7 @@ def group_of(clause: str) -> str:
     first, *rest = clause.split(".")
     if first in FUNCTIONS:
         return ", ".join(FUNCTIONS)
-    if first in LINEAR:
+    if first in ("column", "row"):
         return f"{first}.{rest[0]}" if rest[0] in ("forward", "backward") else f"{first}.weight, {first}.bias"
     return first
 

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_tp import c10d
 from torch_tp.errors import VerificationError
 from torch_tp.group import Group
+from torch_tp.keeping import Kept
 from torch_tp.linear import ShardedLinear
 from torch_tp.placements import Placement, Shard
 
@@ -69,7 +70,7 @@ def verified(
     given, dense = _dense(owner, module, paths, examples, with_data)
     bounds = _bounds(module, paths, given, dense, group.size)
     _refuse(owner, _senseless(dense, bounds))
-    kept = _Kept(module)
+    kept = Kept(module)
     try:
         wrap()
         cut = _run(module, paths, given)
@@ -238,31 +239,10 @@ def _watched(module: nn.Module, paths: Collection[str], run: _Run) -> Iterator[N
             hook.remove()
 
 
-class _Kept:
-    """What a module and all that it holds are, to be put back."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for each in module.modules():
-            hooks = [value for name, value in vars(each).items() if "_hooks" in name and isinstance(value, dict)]
-            mine: list[dict[str, Any]] = [vars(each), each._parameters, each._buffers, each._modules, *hooks]
-            self._attributes += [(held, dict(held)) for held in mine]
-        self._data = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-
-    def put_back(self) -> None:
-        """Attributes, training mode, children, parameters, and buffers with their values."""
-        for held, was in self._attributes:
-            held.clear()
-            held.update(was)
-        with torch.no_grad():
-            for buffer, values in self._data:
-                buffer.copy_(values)
-
-
 @contextmanager
 def _nothing_left_behind(module: nn.Module) -> Iterator[None]:
     """A module's state and the random state, which is the same in each run, are put back."""
-    kept = _Kept(module)
+    kept = Kept(module)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         # Not torch.manual_seed, which reaches devices that are not put back.

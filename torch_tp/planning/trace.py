@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_tp.keeping import Kept
 from torch_tp.planning.cuts import NONE, Cuts, Place, label_of, split_label
 from torch_tp.planning.ledger import Ledger
 from torch_tp.planning.rules import (
@@ -502,13 +503,30 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What an operation gives; where the number of chosen entries depends on data, as if all were chosen.
+
+    How many rows there are says nothing about how features are cut, and both runs take them to be as many.
+    """
+    if func is aten.nonzero.default:
+        x = args[0]
+        return x.new_empty((x.numel(), x.dim()), dtype=torch.long)
+    if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
+        chosen: list[Any] = []
+        for index in args[1]:
+            mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            chosen += [index.new_empty(index.numel(), dtype=torch.long)] * index.dim() if mask else [index]
+        args = (args[0], chosen, *args[2:])
+    return func(*args, **kwargs)
+
+
 class _Operations(TorchDispatchMode):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = _computed(func, args, kwargs or {})
         results = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
         self.run.operation(func, args, kwargs or {}, results)
         return out
@@ -566,11 +584,12 @@ def run_of(
         if isinstance(leaf, Tensor):
             run.begin(leaf)
     with ExitStack() as entered:
-        entered.enter_context(_evaluating(model))
-        entered.enter_context(_modules(model, run))
+        entered.enter_context(_as_it_was(model))
         entered.enter_context(torch.no_grad())
-        entered.enter_context(_in_place_of(model, held))
         entered.enter_context(_quiet())
+        model.eval()
+        _tell(model, run)
+        _put_in(model, held)
         for mode in (fake, _Operations(run), _Functions(run)):
             entered.enter_context(mode)
         out = model(*given, **further)
@@ -593,19 +612,17 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was = {each: each.training for each in model.modules()}
-    model.eval()
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Whatever is done to a model meanwhile, such as what its forward keeps, is undone."""
+    kept = Kept(model, data=False)
     try:
         yield
     finally:
-        for each, training in was.items():
-            each.training = training
+        kept.put_back()
 
 
-@contextmanager
-def _modules(model: nn.Module, run: Run) -> Iterator[None]:
-    """While it lasts, the run is told of every module that is called and returns."""
+def _tell(model: nn.Module, run: Run) -> None:
+    """From now on the run is told of every module that is called and returns."""
 
     def entering(path: str) -> Any:
         return lambda _, args, kwargs: run.enter(path, args, kwargs)
@@ -613,31 +630,17 @@ def _modules(model: nn.Module, run: Run) -> Iterator[None]:
     def leaving(_: Any, args: Any, kwargs: Any, out: Any) -> None:
         run.leave(out)
 
-    hooks = []
     for path, each in model.named_modules():
-        hooks.append(each.register_forward_pre_hook(entering(path), with_kwargs=True))
-        hooks.append(each.register_forward_hook(leaving, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        each.register_forward_pre_hook(entering(path), with_kwargs=True)
+        each.register_forward_hook(leaving, with_kwargs=True)
 
 
-@contextmanager
-def _in_place_of(model: nn.Module, held: Mapping[int, Tensor]) -> Iterator[None]:
-    """While it lasts, the module computes with other tensors than its parameters and buffers, by their identity.
+def _put_in(model: nn.Module, held: Mapping[int, Tensor]) -> None:
+    """From now on the module computes with other tensors than its parameters and buffers, by their identity.
 
     torch.func.functional_call leaves its own tensors behind in a module that is held under two names.
     """
-    was: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for each in model.modules():
         mine: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
         for tensors in mine:
-            was.append((tensors, dict(tensors)))
             tensors.update({name: held[id(tensor)] for name, tensor in tensors.items() if tensor is not None})
-    try:
-        yield
-    finally:
-        for tensors, own in was:
-            tensors.update(own)

@@ -210,8 +210,9 @@ def _derived(module: nn.Module, group: Group, example: Any) -> tuple[Changes, Re
             f"{_OWNER}: the module cannot be followed without data; give example=, the arguments of one forward, or a"
             f" plan ({'; '.join(failures) or 'nothing is known of its inputs'})"
         )
-    changes = changes_of(module, derived.chains, derived.layers, group)
-    return changes, report_of(module, group.size, changes, {}, derived, "it was not called")
+    changes = changes_of(module, derived, group)
+    styles = dict.fromkeys(changes.layers.keys() & {*derived.attention}, "attention by heads")
+    return changes, report_of(module, group.size, changes, styles, derived, "it was not called")
 
 
 def _examples(module: nn.Module, example: Any) -> Iterator[tuple[Sequence[Any], Mapping[str, Any]]]:

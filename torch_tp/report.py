@@ -19,6 +19,7 @@ _COLLECTIVES: Mapping[str, tuple[str, str]] = {
     "merged column": ("", _SUM_OF_INPUT),
     "qkv": ("", _SUM_OF_INPUT),
     "column with a whole output": ("all-gather of the output", _SUM_OF_INPUT),
+    "attention by heads": (_SUM_OF_OUTPUT, "all-reduce of each input's gradient"),
     "row": (_SUM_OF_OUTPUT, ""),
     "row of a whole input": (_SUM_OF_OUTPUT, "all-gather of the input's gradient"),
 }
@@ -113,7 +114,8 @@ def report_of(
     counted: set[int] = set()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for path, module in model.named_modules():
-        own = {names[id(p)]: p for p in module._parameters.values() if p is not None}
+        whole = path in changes.layers
+        own = {names[id(p)]: p for p in module.parameters(recurse=whole)}
         for name, head, members in told.units(path, module, own):
             new = {each: own[each] for each in members if id(own[each]) not in counted}
             counted |= {id(parameter) for parameter in new.values()}
@@ -136,12 +138,17 @@ class _Teller:
             self.roles |= dict.fromkeys(chain.columns, "column") | dict.fromkeys(chain.rows, "row")
             self.slices |= chain.slices
             changed = (f"{'.'.join(filter(None, place))} is {value} on a rank" for place, value in chain.sizes.items())
-            self.notes |= dict.fromkeys((*chain.columns, *chain.rows), ", ".join(changed))
+            self.notes[chain.columns[0]] = ", ".join(changed)
 
     def units(
         self, path: str, module: nn.Module, own: Mapping[str, nn.Parameter]
     ) -> Iterator[tuple[str, str, Sequence[str]]]:
         """What gets an entry of its own: its name, its main parameter, and all that are told of with it."""
+        if path in self.changes.layers and isinstance(module, nn.MultiheadAttention):
+            yield path, next(iter(own)), [*own]
+            return
+        if path.rpartition(".")[0] in self.changes.layers:
+            return  # told of with the module that holds it
         linear = isinstance(module, nn.Linear)
         heads = [name for name in own if name in self.products or (linear and own[name].dim() == 2)]
         if len(heads) == 1:
@@ -176,7 +183,7 @@ class _Teller:
             style,
             tuple(parameter.shape),
             _bytes(members.values()),
-            _bytes(layer.parameters(recurse=False) if layer is not None else after),
+            _bytes(layer.parameters() if layer is not None else after),
             forward,
             backward,
             reason,
@@ -200,7 +207,9 @@ class _Teller:
             return "", ""
         several = head in self.slices and max(self.slices[head].copies) > 1
         row = style == "row"
-        backward = [_SUM_OF_INPUT] * bool(boundary.copied and not row) + ["all-reduce of copies' gradients"] * several
+        inputs = len(boundary.copied) * (not row)
+        backward = [_SUM_OF_INPUT if inputs == 1 else f"all-reduce of {inputs} inputs' gradients"] * bool(inputs)
+        backward += ["all-reduce of copies' gradients"] * several
         return (_SUM_OF_OUTPUT if boundary.reduced and row else ""), ", ".join(backward)
 
     def _summed(self, path: str, name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from torch_tp.attention import ParallelMultiheadAttention
 from torch_tp.boundary import Boundary
 from torch_tp.column import ColumnParallelLinear
 from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
@@ -17,7 +18,7 @@ from torch_tp.placements import Shard
 from torch_tp.row import RowParallelLinear
 
 if TYPE_CHECKING:
-    from torch_tp.planning import Chain, Slice
+    from torch_tp.planning import Derived, Slice
 
 
 @dataclass
@@ -61,8 +62,7 @@ def _replace(held: dict[str, Any], by: Mapping[int, Any]) -> None:
 
 def layer_for(linear: nn.Linear, style: Sequence[Any], group: Group) -> nn.Module:
     """This rank's layer in place of a linear, with its hooks; `style` is a name and the arguments that it needs."""
-    detached = {"rank": group.rank, "world_size": group.size}
-    where: dict[str, Any] = {"group": group.process_group} if group.attached else detached
+    where = _where(group)
     name, *further = style
     made: nn.Module
     if name == "row":
@@ -83,15 +83,20 @@ def layer_for(linear: nn.Linear, style: Sequence[Any], group: Group) -> nn.Modul
     return made
 
 
-def changes_of(model: nn.Module, chains: Sequence[Chain], layers: Mapping[str, str], group: Group) -> Changes:
-    """What makes one rank's part of a model in which these chains are cut.
+def _where(group: Group) -> dict[str, Any]:
+    detached = {"rank": group.rank, "world_size": group.size}
+    return {"group": group.process_group} if group.attached else detached
 
-    Args:
-        layers: weights of linears that a layer can stand for -> the paths of these.
-    """
-    changes = Changes()
+
+def changes_of(model: nn.Module, derived: Derived, group: Group) -> Changes:
+    """What makes one rank's part of a model in which the proven chains are cut."""
+    changes, layers = Changes(), derived.layers
+    for path in derived.attention if group.size > 1 else ():
+        module = model.get_submodule(path)
+        assert isinstance(module, nn.MultiheadAttention)
+        changes.layers[path] = ParallelMultiheadAttention.from_module(module, **_where(group))
     holders = _holders(model)
-    for chain in chains:
+    for chain in derived.chains:
         changes.sizes.update(chain.sizes)
         by_layers: set[str] = set()
         for name in (*chain.columns, *chain.rows):

@@ -389,3 +389,58 @@ def check_norms_are_those_of_the_dense_gradient(rank: int) -> None:
     refusal(ValueError, "norm_type = 0; it must be positive", lambda: torch_tp.clip_grad_norm_(model, 1.0, 0))
     model.q.weight.grad.fill_(float("nan"))
     refusal(RuntimeError, "it must be finite", lambda: torch_tp.clip_grad_norm_(model, 1.0, error_if_nonfinite=True))
+
+
+def check_attention_modules_are_cut_by_heads(rank: int) -> None:
+    torch.manual_seed(0)
+    L, S, N, H, E = 3, 5, 2, 4, 8
+    causal = nn.Transformer.generate_square_subsequent_mask(L, dtype=torch.float64)
+    padding = torch.tensor([[False] * S, [False] * 3 + [True] * 2])
+    by_head = torch.randn(N * H, L, S, dtype=torch.float64)
+    for options, shapes, given in (
+        ({}, ((L, N, E), (S, N, E)), {}),
+        ({"batch_first": True}, ((N, L, E), (N, S, E)), {"key_padding_mask": padding, "need_weights": False}),
+        ({"batch_first": True, "bias": False}, ((N, L, E), (N, S, E)), {"attn_mask": by_head}),
+        ({"kdim": 6, "vdim": 6}, ((L, N, E), (S, N, 6)), {"average_attn_weights": False}),
+        ({}, ((L, E), (S, E)), {"attn_mask": torch.zeros(L, S).bool(), "key_padding_mask": padding[1]}),
+        ({}, ((L, N, E),), {"attn_mask": causal, "is_causal": True, "need_weights": False}),
+    ):
+        whole = nn.MultiheadAttention(E, H, dtype=torch.float64, **options)
+        for parameter in whole.parameters():
+            nn.init.normal_(parameter)
+        inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+        call = {"query": inputs[0], "key": inputs[-1], "value": inputs[-1], **given}
+        model = torch_tp.parallelize(copy.deepcopy(whole), example=call)
+        assert [entry.style for entry in model.tp_report.entries] == ["attention by heads"], str(model.tp_report)
+        for each in (model, copy.deepcopy(model)):
+            near(rank, whole, each, call)
+
+
+def near(rank: int, whole: nn.Module, model: nn.Module, call: dict[str, Any]) -> None:
+    """As `agree`, of values that are rounded."""
+    gradients = []
+    for module in (whole, model):
+        given = {name: each.clone() if isinstance(each, Tensor) else each for name, each in call.items()}
+        for name in ("query", "key"):
+            given[name] = given[name].requires_grad_()
+        given["value"] = given["key"]
+        if call["query"] is call["key"]:
+            given["key"] = given["value"] = given["query"]
+        y, weights = module(**given)
+        (y.square().sum() + (0 if weights is None else weights.pow(3).sum())).backward()
+        gradients.append([y.detach(), weights, given["query"].grad, given["key"].grad])
+    for expected, found in zip(*gradients, strict=True):
+        assert (expected is None) == (found is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for name, parameter in model.named_parameters():
+        expected = own(whole.get_parameter(name).grad, parameter, rank)
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=1e-12)
+    whole.zero_grad()
+
+
+def check_attention_that_adds_keys_stays_whole(rank: int) -> None:
+    whole = nn.MultiheadAttention(8, 4, add_bias_kv=True, dtype=torch.float64)
+    x = torch.ones(3, 2, 8, dtype=torch.float64)
+    model = torch_tp.parallelize(whole, example=(x, x, x))
+    assert all(entry.style == "replicated" for entry in model.tp_report.entries), str(model.tp_report)

@@ -165,7 +165,9 @@ def _region(run: Run, path: str, members: frozenset[str]) -> Region | str:
     what = path or "the model"
     if path in run.strangers:
         return f"{what} computes with values that it is not given as arguments"
-    if any(holder.startswith(f"{path}." if path else "") for name in run.products for holder in run.products[name]):
+    inside = f"{path}." if path else ""
+    holders = {holder for held in run.products.values() for holder in held} | run.whole_attention
+    if any(holder.startswith(inside) and holder != path for holder in holders):
         return f"{what} has linears inside it besides its own"
     copied: set[tuple[int | str, ...]] = set()
     reduced: set[tuple[int, ...]] = set()

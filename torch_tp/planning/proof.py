@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from torch_tp.planning.chains import Chain, Place, candidates
-from torch_tp.planning.cuts import Cuts
+from torch_tp.planning.cuts import Cuts, split_label
 from torch_tp.planning.trace import Run, Step, run_of
 
 
@@ -25,12 +25,14 @@ class Derived:
         replicated: other parameters that products multiply with -> why they stay whole.
         products: all of these -> the modules that hold them.
         layers: those of them that an `nn.Linear` holds for which a parallel layer can stand.
+        attention: paths of attention modules that are cut by heads as wholes.
     """
 
     chains: Sequence[Chain]
     replicated: Mapping[str, str]
     products: Mapping[str, Collection[str]]
     layers: Mapping[str, str]
+    attention: Collection[str] = ()
 
 
 def derive(model: nn.Module, P: int, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Derived:
@@ -61,8 +63,10 @@ def derive(model: nn.Module, P: int, args: Sequence[Any] = (), kwargs: Mapping[s
         else:
             kept.append(chain)
     cut = {name for chain in kept for name in chain.slices}
-    whole = {name: why.get(name, "no chain has it") for name in run.products if name not in cut}
-    return Derived(kept, whole, run.products, {name: path for name, path in run.layers.items() if name in run.products})
+    lost = {split_label(label)[0]: reason for label, reason in reversed(run.ledger.lost.items())}
+    whole = {name: why.get(name) or lost.get(name, "no chain has it") for name in run.products if name not in cut}
+    layers = {name: path for name, path in run.layers.items() if name in run.products}
+    return Derived(kept, whole, run.products, layers, run.whole_attention)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,16 @@ class _Trial:
 
         try:
             with resized(self.model, chains):
-                run_of(self.model, 1, self.args, self.kwargs, local_shapes(self.model, self.P, chains), check, path)
+                run_of(
+                    self.model,
+                    1,
+                    self.args,
+                    self.kwargs,
+                    local_shapes(self.model, self.P, chains),
+                    check,
+                    path,
+                    attention=self.P,
+                )
         except Parted as reason:
             return Outcome(str(reason), done, tuple(path))
         except Exception as error:

@@ -7,6 +7,7 @@ operations take them.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_tp.attention import unfit
 from torch_tp.keeping import Kept
 from torch_tp.planning.cuts import NONE, Cuts, Place, label_of, split_label
 from torch_tp.planning.ledger import Ledger
@@ -101,6 +103,7 @@ class Run:
         uses: parameter -> where it, or what is made of it alone, meets other values.
         regions: module -> labels for which its inputs' gradients are sums.
         strangers: modules that take in more than they are given.
+        whole_attention: paths of attention modules that a layer can stand for, which were called.
         products: parameters that products multiply with -> the paths of the modules that hold them and do so.
     """
 
@@ -116,6 +119,7 @@ class Run:
     outputs: dict[str, list[tuple[Edge, ...]]] = field(default_factory=dict[str, list[tuple[Edge, ...]]])
     uses: dict[str, list[Use]] = field(default_factory=dict[str, list["Use"]])
     regions: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
+    whole_attention: set[str] = field(default_factory=set[str])
     strangers: set[str] = field(default_factory=set[str])
     products: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     _frames: list[tuple[str, int, frozenset[int]]] = field(default_factory=list[tuple[str, int, frozenset[int]]])
@@ -258,10 +262,10 @@ class Run:
         found: Sequence[Cuts] = [NONE] * len(results)
         terms: frozenset[str] = frozenset()
         call = Call(func, args, kwargs, tensors, results, self)
+        self._started(func, tensors)
         if labels and func is aten._local_scalar_dense.default:
             self.lose(labels, "control flow may depend on its values")
         elif labels and results:
-            self._started(func, tensors)
             found = propagate(call)
             terms = self._summed(call)
             if terms and any(result is args[0] for result in results) and terms != self.terms_of(args[0]):
@@ -277,6 +281,33 @@ class Run:
         labels = {dim: label_of(name, dim) for dim, size in enumerate(tensor.shape) if size % self.ledger.P == 0}
         self.ledger.sizes |= {label: tensor.shape[dim] for dim, label in labels.items()}
         return {dim: {label: Place()} for dim, label in labels.items()}
+
+    def attention(self, path: str, module: nn.MultiheadAttention, given: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """An attention module for which a layer can stand: it takes and gives whole values."""
+        query, key = given["query"], given["key"]
+        batched, first = query.dim() == 3, module.batch_first
+        N, L, S = (
+            (query.shape[1 - first], query.shape[int(first)], key.shape[int(first)])
+            if batched
+            else (1, query.shape[0], key.shape[0])
+        )
+        shape = [N, *([] if given.get("average_attn_weights", True) else [module.num_heads]), L, S]
+        self._within = True
+        y = torch.empty_like(query)
+        weights = query.new_empty(shape[0 if batched else 1 :]) if given.get("need_weights", True) else None
+        self._within = False
+        results = [y, *([] if weights is None else [weights])]
+        if self.follow:
+            tensors = [each for each in given.values() if isinstance(each, Tensor)]
+            self.lose(frozenset[str]().union(*map(self.labels_of, tensors)), f"{path or 'the model'} takes it up whole")
+            self._taken_in([each for each in tensors if id(each) in self._differentiable])
+            self.whole_attention.add(path)
+            for result in results:
+                self._keep(result, NONE)
+                self._differentiable.add(id(result))
+                self._given.add(id(result))
+        self._step(f"attention of {path}", results)
+        return y, weights
 
     def grouped(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """A product of rows with one matrix of several for each, whose own stand-in asks for a dtype."""
@@ -556,12 +587,14 @@ def run_of(
     check: Callable[[Step], None] = lambda step: None,
     path: list[str] | None = None,
     alone: frozenset[str] = frozenset(),
+    attention: int | None = None,
 ) -> Run:
     """Run a module without data, in evaluation mode, and note what is said of its parameters' dimensions.
 
     With `shapes`, those of parameters in place of their own, only the steps are noted. `path` is where to keep the
-    modules that run. Labels in `alone` are seen as one block with copies on all ranks, where they can be. Raises
-    whatever the module raises: control flow that depends on data does.
+    modules that run; `attention` is over how many ranks modules are cut by heads, if not P. Labels in `alone` are seen
+    as one block with copies on all ranks, where they can be. Raises whatever the module raises: control flow that
+    depends on data does.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -590,6 +623,7 @@ def run_of(
         model.eval()
         _tell(model, run)
         _put_in(model, held)
+        _stand_in(model, run, P if attention is None else attention)
         for mode in (fake, _Operations(run), _Functions(run)):
             entered.enter_context(mode)
         out = model(*given, **further)
@@ -633,6 +667,18 @@ def _tell(model: nn.Module, run: Run) -> None:
     for path, each in model.named_modules():
         each.register_forward_pre_hook(entering(path), with_kwargs=True)
         each.register_forward_hook(leaving, with_kwargs=True)
+
+
+def _stand_in(model: nn.Module, run: Run, P: int) -> None:
+    """From now on attention modules for which a layer can stand are one operation each."""
+    names = list(inspect.signature(nn.MultiheadAttention.forward).parameters)[1:]
+
+    def standing_in(path: str, module: nn.MultiheadAttention) -> Any:
+        return lambda *args, **kwargs: run.attention(path, module, dict(zip(names, args, strict=False)) | kwargs)
+
+    for path, each in model.named_modules():
+        if isinstance(each, nn.MultiheadAttention) and not unfit(each, P):
+            vars(each)["forward"] = standing_in(path, each)
 
 
 def _put_in(model: nn.Module, held: Mapping[int, Tensor]) -> None:

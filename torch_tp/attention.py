@@ -1,0 +1,163 @@
+"""torch's own attention module, cut by heads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_tp import checks
+from torch_tp.functions import copy_in, gather_along, sum_over
+from torch_tp.group import Group
+from torch_tp.linear import own_slice
+from torch_tp.placements import Shard
+from torch_tp.row import RowParallelLinear
+
+_NAMES = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+class ParallelMultiheadAttention(nn.MultiheadAttention):
+    """`torch.nn.MultiheadAttention` of which a rank has `num_heads / P` heads.
+
+    Attributes, arguments, results and names of parameters are those of the whole module. Query, key and value
+    projections are cut by heads along their output features, each by itself; `out_proj` is a `RowParallelLinear`.
+
+    | collectives at P > 1 | |
+    | --- | --- |
+    | forward | one all-reduce of the output; with `need_weights=True` one more, or an all-gather, of the weights |
+    | backward | one all-reduce of the gradient of each tensor among query, key and value that needs one |
+
+    Made by `from_module` alone. Source: Megatron-LM (arXiv:1909.08053), section 3.
+    """
+
+    @classmethod
+    def from_module(cls, module: nn.MultiheadAttention, **where: Any) -> ParallelMultiheadAttention:
+        """This rank's part of a module that all ranks hold alike; `where` is `group`, or `rank` and `world_size`.
+
+        Raises:
+            ValueError: P does not divide `num_heads`, or `unfit` has a reason.
+        """
+        out = RowParallelLinear.from_linear(module.out_proj, **where)
+        checks.refuse(cls.__name__, unfit(module, out.world_size))
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        vars(made).update({k: value for k, value in vars(module).items() if k not in ("_parameters", "_modules")})
+        made._parameters, made._modules = dict(module._parameters), {"out_proj": out}
+        made._group = out._group
+        for name, placement in made._placements().items():
+            whole = module.get_parameter(name)
+            own = own_slice(whole.detach(), placement, out.world_size, out.rank).clone()
+            made._parameters[name] = nn.Parameter(own, requires_grad=whole.requires_grad)
+        made._qkv_same_embed_dim = False  # which keeps torch from its fused kernels, that know whole modules alone
+        made._mark()
+        return made
+
+    _group: Group
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `torch.nn.MultiheadAttention.forward`; everything that goes in and comes out is replicated."""
+        if is_causal and attn_mask is None:
+            raise RuntimeError(f"{type(self).__name__}: is_causal=True is a hint about attn_mask; give that too")
+        group = self._group = self._group.resolved()
+        batched = query.dim() == 3
+        given = {id(x): x for x in (query, key, value)}
+        copied = {k: self._batched(self._copied(x, group), batched) for k, x in given.items()}
+        q, k, v = (self._heads(n, copied[id(x)]) for n, x in enumerate((query, key, value)))
+        mask = self._mask(q, k, attn_mask, key_padding_mask)
+        dropout = self.dropout if self.training else 0.0
+        weights: Tensor | None = None
+        if need_weights:
+            scores = q @ k.mT / math.sqrt(self.head_dim)
+            own = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+            weights, found = self._weights(own, average_attn_weights, group), own @ v
+        else:
+            causal = is_causal and key_padding_mask is None
+            found = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
+        y = self.out_proj(found.transpose(1, 2).flatten(2))
+        if not batched:
+            return y.squeeze(0), None if weights is None else weights.squeeze(0)
+        return (y if self.batch_first else y.transpose(0, 1)), weights
+
+    def _copied(self, x: Tensor, group: Group) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            group.require(type(self).__name__, "the gradient of an input that requires one needs an all-reduce")
+        return copy_in(x, group)
+
+    def _batched(self, x: Tensor, batched: bool) -> Tensor:
+        """`[N, length, features]`."""
+        if not batched:
+            return x.unsqueeze(0)
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def _heads(self, which: int, x: Tensor) -> Tensor:
+        """This rank's heads of query (0), key (1) or value (2): `[N, heads / P, length, head_dim]`."""
+        if self.in_proj_weight is not None:
+            weight = self.in_proj_weight.chunk(3)[which]
+        else:
+            weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)[which]
+        bias = None if self.in_proj_bias is None else self.in_proj_bias.chunk(3)[which]
+        y: Tensor = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))
+        return y.transpose(1, 2)
+
+    def _mask(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Any:
+        """What is added to this rank's scores, `[1 or N, 1 or heads / P, L, S]`."""
+        found = [_added(mask, q) for mask in (attn_mask, padding)]
+        if found[0] is not None and found[0].dim() == 3:
+            by_head = found[0].view(-1, self.num_heads, *found[0].shape[1:])
+            found[0] = by_head.chunk(self._group.size, 1)[self._group.rank]
+        if found[1] is not None:
+            found[1] = found[1].view(-1, 1, 1, k.shape[2])
+        there = [mask for mask in found if mask is not None]
+        return None if not there else there[0] if len(there) == 1 else there[0] + there[1]
+
+    def _weights(self, own: Tensor, average: bool, group: Group) -> Tensor:
+        if group.size == 1:
+            return own.mean(1) if average else own
+        return sum_over(own.sum(1), group).div(self.num_heads) if average else gather_along(own, 1, group)
+
+    def _placements(self) -> dict[str, Shard]:
+        E, there = self.embed_dim, [name for name in _NAMES if self._parameters.get(name) is not None]
+        return {name: Shard(0, (E, E, E)) if name.startswith("in_proj") else Shard(0) for name in there}
+
+    def _mark(self) -> None:
+        for name, placement in self._placements().items():
+            setattr(self._parameters[name], "placement", placement)  # noqa: B010 - Parameter declares no such field
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._mark()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ParallelMultiheadAttention:
+        super()._apply(fn, recurse)
+        self._mark()
+        return self
+
+
+def unfit(module: nn.MultiheadAttention, P: int) -> str:
+    """Why a module cannot be cut by heads, or an empty string."""
+    if type(module) is not nn.MultiheadAttention or type(module.out_proj).__mro__[1] is not nn.Linear:
+        return f"it is a {type(module).__name__}, not an nn.MultiheadAttention itself"
+    if module.bias_k is not None or module.add_zero_attn:
+        return "it adds keys and values of its own (add_bias_kv, add_zero_attn)"
+    return checks.divisibility("num_heads", module.num_heads, P)
+
+
+def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask as what is added to scores: a boolean one is True where nobody may look."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    added: Tensor = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, -math.inf)
+    return added

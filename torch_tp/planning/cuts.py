@@ -71,8 +71,9 @@ def through_view(
             ahead = math.prod(before[k] for k in old if k < dim)
             for label, place in cuts[dim].items():
                 position, dims = ahead * place.outer, [(k, after[k]) for k in new]
-                alone = _single(position, dims) if place.held else None
-                if alone is not None and single(label):
+                lone = before[dim] == 1
+                alone = _single(position, dims, lone) if place.held else None
+                if alone is not None and (lone or single(label)):
                     seen.setdefault(alone, {})[label] = replace(place, outer=1)
                     blocks(label, place, 1)
                     continue
@@ -102,11 +103,11 @@ def _repeated(dim: int, old: Sequence[int], before: Sequence[int], spread: froze
     return before[dim + 1] if dim + 1 in old and dim + 1 in spread else 1
 
 
-def _single(position: int, dims: Sequence[tuple[int, int]]) -> int | None:
-    """The dimension of one entry, new or old, in which one block lies that follows `position` outer indices."""
+def _single(position: int, dims: Sequence[tuple[int, int]], lone: bool) -> int | None:
+    """The dimension of one entry in which one block lies that follows `position` outer indices."""
     ahead = 1
     for dim, size in dims:
-        if ahead == position and size == 1 and len(dims) > 1:
+        if ahead == position and size == 1 and (lone or len(dims) > 1):
             return dim
         ahead *= size
     return None

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_tp.planning.cuts import NONE, Cuts, Place, moved, through_view
 
@@ -415,11 +416,24 @@ def _embedding(call: Call) -> Sequence[Cuts]:
 def _index(call: Call) -> Sequence[Cuts]:
     x, indices = call.args[:2]
     given = [dim for dim, index in enumerate(indices) if isinstance(index, Tensor)]
+    run = _constant_run(indices[given[0]], x.shape[given[0]]) if len(given) == 1 else None
+    if run is not None:
+        return [_within(call, given[0], *run, "entries are chosen along its cut")]
     rest = call.without(call.first, given, "entries are chosen along its cut")
     if given != list(range(given[0], given[0] + len(given))):
         return [call.without(rest, rest.keys(), "entries are chosen along dimensions that are not side by side")]
     more = call.results[0].dim() - x.dim()
     return [{dim + more * (dim > given[0]): labels for dim, labels in rest.items()}]
+
+
+def _constant_run(index: Tensor, size: int) -> tuple[int, int] | None:
+    """The first of neighbouring entries and the one after the last, where an index in the code itself names them."""
+    known = getattr(index, "constant", None)
+    if known is None or known.dim() != 1 or not known.numel() or known.dtype == torch.bool:
+        return None
+    with _disable_current_modes():
+        entries = [entry % size for entry in known.tolist()]
+    return (entries[0], entries[-1] + 1) if entries == list(range(entries[0], entries[-1] + 1)) else None
 
 
 @_of(aten.index_select)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,20 @@ def changes_of(model: nn.Module, derived: Derived, group: Group) -> Changes:
             changes.boundaries[path] = _merged(changes.boundaries.get(path), Boundary(path, group, **_frozen(further)))
     if group.size == 1:
         changes.boundaries.clear()
+    else:
+        changes.sizes.update(_without_fused_kernels(model, changes))
     return changes
+
+
+def _without_fused_kernels(model: nn.Module, changes: Changes) -> Iterator[tuple[tuple[str, str], object]]:
+    """Attributes that keep torch's encoders from kernels that know whole modules alone."""
+    for path, each in model.named_modules():
+        inside = f"{path}." if path else ""
+        if any(name.startswith(inside) for name in changes.layers):
+            if isinstance(each, nn.TransformerEncoderLayer):
+                yield (path, "activation_relu_or_gelu"), 0
+            if isinstance(each, nn.TransformerEncoder):
+                yield (path, "use_nested_tensor"), False
 
 
 def _frozen(given: Mapping[str, Any]) -> dict[str, Any]:

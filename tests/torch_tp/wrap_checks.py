@@ -444,3 +444,20 @@ def check_attention_that_adds_keys_stays_whole(rank: int) -> None:
     x = torch.ones(3, 2, 8, dtype=torch.float64)
     model = torch_tp.parallelize(whole, example=(x, x, x))
     assert all(entry.style == "replicated" for entry in model.tp_report.entries), str(model.tp_report)
+
+
+def check_torchs_encoder_keeps_to_its_modules(rank: int) -> None:
+    torch.manual_seed(0)
+    padding = torch.tensor([[False] * 4, [False, False, True, True]])
+    for heads, features in ((4, 8), (3, 6)):
+        x = torch.randn(2, 4, features, dtype=torch.float64)
+        layer = nn.TransformerEncoderLayer(features, heads, 8, batch_first=True, dtype=torch.float64)
+        whole = nn.TransformerEncoder(layer, 2).eval()
+        model = torch_tp.parallelize(copy.deepcopy(whole), example=x)
+        attention = "attention by heads" if heads == 4 else "replicated"
+        assert model.tp_report.entries[0].style == attention, str(model.tp_report)
+        for enabled in (False, True):
+            with torch.set_grad_enabled(enabled):
+                torch.testing.assert_close(model(x), whole(x), rtol=1e-12, atol=1e-12)
+                expected, found = (each(x, src_key_padding_mask=padding)[~padding] for each in (whole, model))
+                torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

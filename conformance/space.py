@@ -81,6 +81,12 @@ def batches_of(item: Item) -> tuple[tuple[int, ...], ...]:
     return tuple((rows,) for rows in ROWS) if long else BATCHES
 
 
+def long_batches_of(item: Item, cut: Cut) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the batch whose sums, with those over the copies of a head, are not longer than the longest."""
+    copies = max(1, item.P // cut[0]) if item.layer == "qkv" and isinstance(cut, tuple) else 1
+    return tuple(batch for batch in batches_of(item) if batch[0] * copies <= ROWS[-1])
+
+
 def biases_of(item: Item) -> tuple[bool, ...]:
     """Without a bias and, where the layer has one, with it, which comes up more often."""
     return (False,) if item.layer in FUNCTIONS else (False, True, True)

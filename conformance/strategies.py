@@ -28,6 +28,7 @@ from conformance.space import (
     groups_of,
     layer_sizes,
     layouts_of,
+    long_batches_of,
     long_cuts_of,
     values_of,
 )
@@ -73,8 +74,9 @@ def _finished(draw: Any, item: Item, fields: Fields) -> Case:
 @st.composite
 def _precise(draw: Any, item: Item) -> Case:
     """Real values, mostly of one sign, with 64 and more terms in one to all of the sums: of Y, of dX, of dW and db."""
-    sizes = layer_sizes(item, draw(st.sampled_from(long_cuts_of(item))), draw(st.sampled_from(LONG)), 0)
-    batch, flags = draw(st.sampled_from(batches_of(item))), draw(st.sampled_from(flags_of(item)))
+    cut = draw(st.sampled_from(long_cuts_of(item)))
+    sizes = layer_sizes(item, cut, draw(st.sampled_from(LONG)), 0)
+    batch, flags = draw(st.sampled_from(long_batches_of(item, cut))), draw(st.sampled_from(flags_of(item)))
     bias = draw(st.sampled_from(biases_of(item)))
     values = draw(st.sampled_from(values_of(item)))
     chosen = {"batch": batch, "values": values} | flag_fields(flags, bias)

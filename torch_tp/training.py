@@ -42,6 +42,7 @@ def clip_grad_norm_(
         The norm before, a tensor without dimensions, the same on all ranks.
 
     Raises:
+        TypeError: a gradient is a DTensor, as `fully_shard` makes them.
         ValueError: `norm_type` is not positive; the module's layers are in several groups.
         RuntimeError: the norm is not finite, and `error_if_nonfinite`.
         NoProcessGroupError: slices are among the parameters, and there is no group.
@@ -50,6 +51,11 @@ def clip_grad_norm_(
         raise ValueError(f"{_OWNER}: norm_type = {norm_type!r}; it must be positive, or infinite")
     found = list({id(each): each for each in _found(parameters)}.values())
     held = [each for each in found if each.grad is not None]
+    strange = next((type(each.grad).__name__ for each in held if hasattr(each.grad, "device_mesh")), "")
+    if strange:
+        raise TypeError(
+            f"{_OWNER}: a gradient is a {strange}, cut over another mesh besides; it must be a plain tensor"
+        )
     dtype = torch.float64 if any(each.dtype == torch.float64 for each in found) else torch.float32
     total = torch.zeros((), device=found[0].device if found else None, dtype=dtype)
     if any(map(_placement, found)):

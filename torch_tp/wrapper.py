@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from torch_tp.group import GroupLike
-from torch_tp.parallel import parallelize
+from torch_tp.parallel import Style, parallelize
 
 _PREFIX = "module."
 
@@ -32,7 +32,7 @@ class DistributedModelWrapper(nn.Module):
         self,
         module: nn.Module,
         group: GroupLike | None = None,
-        plan: Mapping[str, str] | None = None,
+        plan: Mapping[str, Style] | None = None,
         *,
         rank: int | None = None,
         world_size: int | None = None,

@@ -24,6 +24,7 @@ _COLLECTIVES: Mapping[str, tuple[str, str]] = {
     "row of a whole input": (_SUM_OF_OUTPUT, "all-gather of the input's gradient"),
 }
 _WHOLE = "replicated"
+_PACKED = "its weight is packed for a quantised kernel, which takes it as a whole"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def report_of(
             new = {each: own[each] for each in members if id(own[each]) not in counted}
             counted |= {id(parameter) for parameter in new.values()}
             entries.append(told.entry(path, name, head, own[head], new))
+        if hasattr(module, "_packed_params") and not path.endswith("_packed_params"):
+            entries.append(Entry(path or type(module).__name__, _WHOLE, (), 0, 0, reason=_PACKED))
     others = [parameter for parameter in model.parameters() if id(parameter) not in counted]
     return Report(P, tuple(entries), _bytes(others))
 

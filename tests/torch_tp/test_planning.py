@@ -238,3 +238,25 @@ def test_a_report_can_be_read() -> None:
     assert told[0] == ("P = 2: 2 of 2 are cut; a rank holds 236 B of 440 B (100.0 % of all parameters lie in slices)")
     assert re.sub(" +", " ", told[1]) == "0 column [6, 8] 216 B -> 108 B backward: all-reduce of the input's gradient"
     assert re.sub(" +", " ", told[2]) == "2 row [8, 6] 224 B -> 128 B forward: all-reduce of the output"
+
+
+def test_linears_whose_weight_is_no_parameter_are_left_alone_with_a_reason() -> None:
+    class Packed(nn.Module):
+        """As torch.ao's quantised linears are held."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._packed_params = torch.ones(8, 8, dtype=torch.int8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self._packed_params.to(x.dtype).t()
+
+    computed = nn.Linear(8, 8)
+    weight = computed.weight.detach()
+    del computed.weight
+    computed.scale = nn.Parameter(torch.ones(8, 1))
+    computed.register_forward_pre_hook(lambda module, _: setattr(module, "weight", weight * module.scale))
+    model = torch_tp.parallelize(nn.Sequential(computed, Packed()), rank=0, world_size=2, example=X)
+
+    assert "packed for a quantised kernel" in str(model.tp_report)
+    assert all(entry.style == "replicated" for entry in model.tp_report.entries)

@@ -80,7 +80,9 @@ def layers_of(model: nn.Module) -> dict[str, str]:
     return {
         names[id(each.weight)]: path
         for path, each in modules
-        if type(each) is nn.Linear and all(holders[id(p)] == 1 for p in each._parameters.values() if p is not None)
+        if type(each) is nn.Linear
+        and each._parameters.get("weight") is not None
+        and all(holders[id(p)] == 1 for p in each._parameters.values() if p is not None)
     }
 
 

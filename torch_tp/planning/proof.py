@@ -13,8 +13,7 @@ from torch import nn
 
 from torch_tp.planning.chains import Chain, Place, candidates
 from torch_tp.planning.cuts import Cuts, split_label
-from torch_tp.planning.runs import run_of
-from torch_tp.planning.trace import Run, Step
+from torch_tp.planning.trace import Run, Step, run_of
 
 
 @dataclass(frozen=True)

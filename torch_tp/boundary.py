@@ -40,6 +40,7 @@ class Boundary:
     slices: Mapping[str, Shard] = field(default_factory=dict[str, Shard])
     summed: tuple[str, ...] = ()
     once: tuple[str, ...] = ()
+    _depth: int = field(default=0, init=False, repr=False, compare=False)  # how often the module is inside of itself
 
     def attach(self, module: nn.Module) -> None:
         """Hook this into its module: next to the module's own code, inside of all hooks that are there."""
@@ -54,10 +55,11 @@ class Boundary:
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before the module's forward."""
+        self._depth += 1
         self.group = group = self.group.resolved()
         if any(not hasattr(module._parameters[name], "placement") for name in self.slices):
             self.mark(module)  # which copies and conversions of a module lose
-        for name in self._changed():
+        for name in self._changed() if self._depth == 1 else ():
             vars(module)[name] = self._used(module, name, group)  # found before the parameter of that name
         if not (self.copied and torch.is_grad_enabled()):
             return None
@@ -67,7 +69,8 @@ class Boundary:
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> Any:
         """After the module's forward, even where that raised."""
-        for name in self._changed():
+        self._depth = max(0, self._depth - 1)
+        for name in () if self._depth else self._changed():
             vars(module).pop(name, None)
         if not self.reduced or out is None:
             return None

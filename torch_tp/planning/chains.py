@@ -137,13 +137,15 @@ def _chain(run: Run, members: frozenset[str], started: Sequence[str]) -> Chain |
         if name in slices:
             if any(use.met & members or use.once & members for use in uses):
                 return f"{name} is cut, and meets what is cut along another dimension"
+            if max(slices[name].copies) > 1 and (reason := _elsewhere(run, name)):
+                return reason
             continue
         added = [bool(use.once & members) for use in uses]
         met = [bool(use.met & members or use.within & regions.keys()) and not use.once & members for use in uses]
         if not any(met) and not any(added):
             continue
-        if not all(use.held for use in uses):
-            return f"{name} is used outside the module that holds it"
+        if reason := _elsewhere(run, name):
+            return reason
         if all(added):
             once.append(name)
         elif all(met):
@@ -152,6 +154,14 @@ def _chain(run: Run, members: frozenset[str], started: Sequence[str]) -> Chain |
             return f"{name} is used on what is cut and on what is not"
     rows = {split_label(label)[0] for label in (members & ledger.taken) - ledger.started} & run.products.keys()
     return Chain(members, slices, started, sorted(rows), summed, once, regions)
+
+
+def _elsewhere(run: Run, name: str) -> str:
+    """Why a parameter cannot be changed where the module that holds it is called, or an empty string."""
+    if name in run.passed:
+        return f"{name} is given to a module as an argument"
+    held = all(use.held for use in run.uses.get(name, ()))
+    return "" if held else f"{name} is used outside the module that holds it"
 
 
 def _bias_of(run: Run, name: str) -> str | None:
@@ -165,6 +175,8 @@ def _region(run: Run, path: str, members: frozenset[str]) -> Region | str:
     what = path or "the model"
     if path in run.strangers:
         return f"{what} computes with values that it is not given as arguments"
+    if path in run.writers:
+        return f"{what} writes to what it is given"
     inside = f"{path}." if path else ""
     holders = {holder for held in run.products.values() for holder in held} | run.whole_attention
     if any(holder.startswith(inside) and holder != path for holder in holders):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from math import gcd
 
 from torch_tp.planning.cuts import Place
 
@@ -90,7 +91,7 @@ class Ledger:
                 self.lose([label], self._undivided(label, count))
             return 1
         key = (label, place.part)
-        self._blocks[key] = min(count, self._blocks.get(key, count))
+        self._blocks[key] = gcd(count, self._blocks.get(key, count))
         return self._copies(self._blocks[key]) or 1
 
     def sliced(self, label: str, place: Place, size: int, start: int, stop: int) -> Place | None:
@@ -113,12 +114,20 @@ class Ledger:
 
     def copies(self, label: str) -> list[int]:
         """How many neighbouring ranks hold each slice of each part; 0 where they cannot share its blocks."""
-        single = label not in self._intervals
-        found = []
-        for part in self.parts(label):
-            count = self._blocks.get((label, None if single else part), part[1] - part[0])
-            found.append(self._copies(count))
-        return found
+        return [self._copies(self._count(label, part)) for part in self.parts(label)]
+
+    def _count(self, label: str, part: tuple[int, int]) -> int:
+        """How many blocks lie in a part, also of what holds it; 0 if the part does not begin and end with one."""
+        low, high = part
+        count = high - low
+        for (other, held), blocks in self._blocks.items():
+            start, stop = held or (0, self.sizes[label])
+            if other == label and start <= low and high <= stop:
+                each = (stop - start) // blocks
+                if (low - start) % each or (high - low) % each:
+                    return 0
+                count = gcd(count, (high - low) // each)
+        return count
 
     def judge(self) -> None:
         """Lose what cannot be cut after all, now that everything is noted."""
@@ -128,9 +137,8 @@ class Ledger:
             if [start for start, _ in parts] != ends[:-1] or ends[-1] != size:
                 self.lose([label], "a slice is taken along its cut")
             elif 0 in self.copies(label):
-                single = label not in self._intervals
-                count = self._blocks.get((label, None), size) if single else min(b - a for a, b in parts)
-                self.lose([label], self._undivided(label, count))
+                count = min(self._count(label, part) for part in parts)
+                self.lose([label], self._undivided(label, count or self._blocks[label, None]))
         for together in self._contracts:
             for label, place in together:
                 if label not in self.lost and self.layout(label, place) != _EVEN:

@@ -117,6 +117,11 @@ class _Trial:
                     f"with the shapes of one rank {step.operation} (in {step.path}) gives {_shown(step.shapes)},"
                     f" where {expected[done].operation} should give {_shown(shapes)}"
                 )
+            if step.numbers != expected[done].numbers:
+                raise Parted(
+                    f"with the shapes of one rank {step.operation} (in {step.path}) computes with other numbers:"
+                    f" {', '.join(step.numbers)} for {', '.join(expected[done].numbers)}"
+                )
             done += 1
 
         try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from torch_tp.attention import unfit
 from torch_tp.keeping import Kept
@@ -44,16 +44,24 @@ _NO_GRADIENT = frozenset(
 
 _CHOOSES = frozenset({aten.embedding, aten.index, aten.index_select})
 _UNIFORM = frozenset({aten.zeros, aten.ones, aten.full})
+# What is given sizes -> how many of its arguments may be or have such.
+_SIZED = {
+    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn), 1),
+    **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.repeat), 2),
+    **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk, aten.constant_pad_nd), 2),
+    **{aten.slice: 4, aten.as_strided: 4, aten.convolution: 9},
+}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of a run: what it is, where, and the shapes and cuts of its results."""
+    """One operation of a run: what it is, where, the shapes and cuts of its results, and what numbers it is given."""
 
     operation: str
     path: str
     shapes: tuple[tuple[int, ...], ...]
     cuts: tuple[Cuts, ...]
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,8 @@ class Run:
         regions: module -> labels for which its inputs' gradients are sums.
         strangers: modules that take in more than they are given.
         whole_attention: paths of attention modules that a layer can stand for, which were called.
+        writers: modules that write to what they are given.
+        passed: parameters of which modules are given values that are made of them alone.
         products: parameters that products multiply with -> the paths of the modules that hold them and do so.
     """
 
@@ -121,8 +131,11 @@ class Run:
     regions: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     whole_attention: set[str] = field(default_factory=set[str])
     strangers: set[str] = field(default_factory=set[str])
+    writers: set[str] = field(default_factory=set[str])
+    passed: set[str] = field(default_factory=set[str])
     products: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
-    _frames: list[tuple[str, int, frozenset[int]]] = field(default_factory=list[tuple[str, int, frozenset[int]]])
+    _frames: list[tuple[str, int, Mapping[int, int]]] = field(default_factory=list[tuple[str, int, Mapping[int, int]]])
+    _writes: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     _born: dict[int, int] = field(default_factory=dict[int, int])
     _cuts: dict[int, Cuts] = field(default_factory=dict[int, Cuts])
     _terms: dict[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
@@ -250,10 +263,12 @@ class Run:
         """Any other operation."""
         if self._within:
             return
+        numbers = _numbers(func, args, kwargs)
         if not self.follow:
-            self._step(str(func), results)
+            self._step(str(func), results, numbers)
             return
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._reread(tensors)
         self._doing = str(func.overloadpacket)
         for tensor in tensors:
             if weight := self._of_layers.get(self.names.get(id(tensor), "")):
@@ -273,7 +288,7 @@ class Run:
         if func.overloadpacket in _UNIFORM:
             found = [self._uniform(results[0])]
         self._after(call, tensors, results, found, terms)
-        self._step(str(func), results)
+        self._step(str(func), results, numbers)
 
     def _uniform(self, tensor: Tensor) -> Cuts:
         """The cuts of a value whose entries are all equal: code that makes it can make a rank's as well."""
@@ -337,7 +352,8 @@ class Run:
         given = any(id(t) in self._given for t in tensors)
         # Of which entries are chosen, that is a parameter's alone still; else what the model is given mixes in.
         chosen = call.func.overloadpacket in _CHOOSES and len(gradient) == 1
-        alone = flows and (not given or chosen) and all(id(t) in self._sources for t in gradient)
+        written = _written(call)
+        alone = flows and (not given or chosen) and all(id(t) in self._sources for t in gradient) and not written
         straight = (chosen or call.func.overloadpacket in LINEAR) and all(id(t) in self._straight for t in gradient)
         spread = self._spreading(call)
         for result, cuts in zip(results, found, strict=False):
@@ -353,14 +369,30 @@ class Run:
                     self._straight.add(id(result))
             elif id(result) in self._sources:  # written in place
                 del self._sources[id(result)]
-            if spread:
-                self._spread[id(result)] = spread
+            self._spread[id(result)] = spread
             if not alone:
                 self._crossed(result)
         if flows:
             self._taken_in(gradient)
+            for tensor in written:
+                self._wrote(tensor)
         if flows and not alone and results:
             self._entering(call, gradient, results)
+
+    def _wrote(self, tensor: Tensor) -> None:
+        """A value with a gradient is written into a tensor, and so into all that share its memory."""
+        where = _memory(tensor)
+        self._writes.setdefault(where, set()).add(id(tensor))
+        self._alive.append(tensor)
+        self.writers.update(path for path, _, given in self._frames if where in given.values())
+
+    def _reread(self, tensors: Sequence[Tensor]) -> None:
+        """What was written into the memory of these through others is now theirs too."""
+        for tensor in tensors if self._writes else ():
+            if self._writes.get(_memory(tensor), set()) - {id(tensor)}:
+                self._differentiable.add(id(tensor))
+                self._given.add(id(tensor))
+                self._sources.pop(id(tensor), None)
 
     def _keep(self, tensor: Tensor, cuts: Cuts) -> None:
         """Note how a value is cut; it is kept alive, since it is known by its identity."""
@@ -405,13 +437,21 @@ class Run:
         kind, given = call.func.overloadpacket, [t for t in call.tensors if self.terms_of(t)]
         new = self.ledger.take_contracted()
         before = frozenset[str]().union(*map(self.terms_of, given))
+        added = call.args[0] if kind in (aten.addmm, aten.baddbmm) else None
+        if new and added is not None and id(added) not in self._straight:
+            self.lose(new, "a value is added to a sum over the ranks that is still to come")
+            return frozenset()
         if not before:
             return new
+        if not all(result.is_floating_point() or result.is_complex() for result in call.results):
+            self.lose(before | new, f"{kind} rounds a sum over the ranks that is still to come")
+            return frozenset()
         if kind in LINEAR and len(given) == 1 and given[0] is call.args[0]:
             return before | new
         if kind in MULTIPLIES and len(given) == 1 and not new:
             return before
-        if kind in DIVIDES and given == [call.args[0]]:
+        exact = call.kwargs.get("rounding_mode") is None
+        if kind in DIVIDES and exact and len(given) == 1 and given[0] is call.args[0]:
             return before
         if kind in ADDS and len({self.terms_of(t) for t in given}) == 1 and not new:
             whole = [t for t in call.tensors if not self.terms_of(t)]
@@ -474,21 +514,39 @@ class Run:
             given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             leaves = [(where, leaf) for where, value in given for leaf in pytree.tree_leaves(value)]
             tensors = [(where, leaf) for where, leaf in leaves if isinstance(leaf, Tensor)]
+            self._reread([leaf for _, leaf in tensors])
+            self.passed.update(name for _, leaf in tensors for name in self._sources.get(id(leaf), ()))
             self.inputs.setdefault(path, []).append(tuple(self._edge(where, leaf) for where, leaf in tensors))
-            self._frames.append((path, len(self._alive), frozenset(id(leaf) for _, leaf in tensors)))
+            self._frames.append((path, len(self._alive), {id(leaf): _memory(leaf) for _, leaf in tensors}))
 
-    def leave(self, out: Any) -> None:
-        """A module returns."""
+    def leave(self, out: Any) -> Any:
+        """A module returns; gives what its caller gets, of which terms are sums, while others may still hold these."""
         path = self.path.pop()
         if not self.follow:
-            return
+            return out
         self._frames.pop()
         leaves = [(k, leaf) for k, leaf in enumerate(pytree.tree_leaves(out)) if isinstance(leaf, Tensor)]
+        self._reread([leaf for _, leaf in leaves])
         self.outputs.setdefault(path, []).append(tuple(self._edge(k, leaf) for k, leaf in leaves))
-        if any(path in held for held in self.products.values()):
-            for _, leaf in leaves:
-                self.regions.setdefault(path, set()).update(self.terms_of(leaf))
-                self._terms[id(leaf)] = frozenset()
+        if not any(path in held for held in self.products.values()):
+            return out
+        for _, leaf in leaves:
+            self.regions.setdefault(path, set()).update(self.terms_of(leaf))
+        return pytree.tree_map(lambda leaf: self._total(leaf) if isinstance(leaf, Tensor) else leaf, out)
+
+    def _total(self, tensor: Tensor) -> Tensor:
+        """The sum of terms."""
+        if not self.terms_of(tensor):
+            return tensor
+        self._within = True
+        total = tensor.clone()
+        self._within = False
+        self._keep(total, self.cuts_of(tensor))
+        for known in (self._differentiable, self._straight, self._given):
+            known |= {id(total)} if id(tensor) in known else set()
+        if id(tensor) in self._sources:
+            self._sources[id(total)] = self._sources[id(tensor)]
+        return total
 
     def _edge(self, where: int | str, tensor: Tensor) -> Edge:
         cut = frozenset[str]().union(*self.cuts_of(tensor).values())
@@ -506,14 +564,16 @@ class Run:
     def end(self, out: Any) -> None:
         """The model returns."""
         self._doing = ""
-        for leaf in pytree.tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.lose(self.labels_of(leaf), "its output is part of the model's output")
+        for tensor in tensors_in(out):
+            self.lose(self.labels_of(tensor), "its output is part of the model's output")
+            for name in self._sources.get(id(tensor), ()):
+                self._used(name, frozenset(), frozenset())
 
-    def _step(self, operation: str, results: Sequence[Tensor]) -> None:
+    def _step(self, operation: str, results: Sequence[Tensor], numbers: tuple[str, ...] = ()) -> None:
         shapes = tuple(tuple(result.shape) for result in results)
         path = self.path[-1] if self.path else ""
-        step = Step(operation, path or "the model", shapes, tuple(map(self.cuts_of, results)) if self.follow else ())
+        cuts = tuple(map(self.cuts_of, results)) if self.follow else ()
+        step = Step(operation, path or "the model", shapes, cuts, numbers)
         self.steps.append(step)
         self.check(step)
 
@@ -532,6 +592,42 @@ class _Functions(TorchFunctionMode):
         if "grouped_mm" in getattr(func, "__name__", "") and len(args) > 1 and kwargs.get("bias") is None:
             return self.run.grouped(func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, also in objects that torch does not look into, such as those of a dataclass."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        for leaf in pytree.tree_leaves(waiting.pop()):
+            if isinstance(leaf, Tensor):
+                yield leaf
+            elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)) and id(leaf) not in seen:
+                seen.add(id(leaf))
+                waiting.append(list(vars(leaf).values()))
+
+
+def _memory(tensor: Tensor) -> int:
+    """The same for all tensors that share their memory."""
+    where: int = tensor.untyped_storage()._cdata
+    return where
+
+
+def _written(call: Call) -> list[Tensor]:
+    """The arguments that an operation writes to."""
+    given = call.func._schema.arguments
+    values = [*call.args, *(call.kwargs.get(each.name) for each in given[len(call.args) :])]
+    pairs = zip(given, values, strict=False)
+    return [v for each, v in pairs if each.alias_info and each.alias_info.is_write and isinstance(v, Tensor)]
+
+
+def _numbers(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The numbers that an operation computes with: all that it is given, but sizes."""
+    if func.overloadpacket is aten.lift_fresh:
+        with _disable_current_modes():
+            return (str(args[0].tolist()),)
+    values = args[_SIZED.get(func.overloadpacket, 0) :]
+    return tuple(repr(each) for each in pytree.tree_leaves((values, kwargs)) if isinstance(each, (int, float, complex)))
 
 
 def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -576,6 +672,7 @@ def layers_of(model: nn.Module) -> dict[str, str]:
         for path, each in modules
         if type(each) is nn.Linear
         and each._parameters.get("weight") is not None
+        and each._parameters.keys() == {"weight", "bias"}
         and all(holders[id(p)] == 1 for p in each._parameters.values() if p is not None)
     }
 
@@ -615,9 +712,8 @@ def run_of(
     given, further = pytree.tree_map(without_data, (tuple(args), dict(kwargs)))
     for name, parameter in named.items():
         run.begin(held[id(parameter)], name)
-    for leaf in pytree.tree_leaves((given, further)):
-        if isinstance(leaf, Tensor):
-            run.begin(leaf)
+    for tensor in tensors_in((given, further)):
+        run.begin(tensor)
     with ExitStack() as entered:
         entered.enter_context(_as_it_was(model))
         entered.enter_context(torch.no_grad())
@@ -663,8 +759,8 @@ def _tell(model: nn.Module, run: Run) -> None:
     def entering(path: str) -> Any:
         return lambda _, args, kwargs: run.enter(path, args, kwargs)
 
-    def leaving(_: Any, args: Any, kwargs: Any, out: Any) -> None:
-        run.leave(out)
+    def leaving(_: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        return run.leave(out)
 
     for path, each in model.named_modules():
         each.register_forward_pre_hook(entering(path), with_kwargs=True)

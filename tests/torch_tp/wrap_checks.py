@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -461,3 +462,142 @@ def check_torchs_encoder_keeps_to_its_modules(rank: int) -> None:
                 torch.testing.assert_close(model(x), whole(x), rtol=1e-12, atol=1e-12)
                 expected, found = (each(x, src_key_padding_mask=padding)[~padding] for each in (whole, model))
                 torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+class Applied(torch.autograd.Function):
+    """A backward that is not linear."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * grad.abs().sum()
+
+
+def whole_or_equal(rank: int, forward: Any, *inputs: Tensor, cut: bool = False, **held: Any) -> nn.Module:
+    """The model is the dense one, and all of it is whole unless something must be cut."""
+    model = compared(rank, Function(forward, **held), *(inputs or (doubles(3, 4),)))
+    assert bool(model.tp_report.sharded_share) == cut, str(model.tp_report)
+    return model
+
+
+def inner(forward: Any, **held: Any) -> nn.Module:
+    """A module with two weights of its own, or with others."""
+    weights = {"first": nn.Parameter(doubles(4, 8)), "last": nn.Parameter(doubles(8, 4))}
+    return Function(forward, **(held or weights))
+
+
+def check_a_rank_computes_with_the_numbers_of_the_whole(rank: int) -> None:
+    for scaled in (
+        lambda m, x: m.b(m.a(x) * m.a(x).shape[-1]),
+        lambda m, x: m.b(m.a(x) * torch.tensor(float(m.a(x).shape[-1]))),
+        lambda m, x: m.b(m.a(x) * torch.full((m.a(x).shape[-1],), m.a(x).shape[-1])),
+    ):
+        whole_or_equal(rank, scaled, a=linear(4, 8), b=linear(8, 4))
+
+
+def check_parts_are_cut_where_blocks_of_the_whole_end(rank: int) -> None:
+    def grouped(m: Any, x: Tensor, size: int) -> Tensor:
+        blocks = m.both(x).unflatten(-1, (-1, size))
+        gate, up = (blocks - blocks.amax(-1, keepdim=True)).flatten(-2).chunk(2, -1)
+        return m.down(gate * up)
+
+    for size, cut in ((6, False), (4, False), (3, True)):
+        held = {"both": linear(4, 12), "down": linear(6, 4)}
+        whole_or_equal(rank, lambda m, x, size=size: grouped(m, x, size), cut=cut, **held)
+
+
+def check_what_a_sum_that_is_to_come_does_not_allow(rank: int) -> None:
+    def buffered(m: Any, x: Tensor) -> Tensor:
+        return torch.addmm(torch.arange(4.0).double(), x @ m.first, m.last)
+
+    def rounded(m: Any, x: Tensor) -> Tensor:
+        return torch.div((x @ m.first) @ m.last, 2, rounding_mode="floor")
+
+    def whole(m: Any, x: Tensor) -> Tensor:
+        return ((x @ m.first) @ m.last / 2).long()
+
+    def divided(m: Any, x: Tensor) -> Tensor:
+        return torch.zeros(()) / (1 + ((x @ m.first) @ m.last).abs())
+
+    for forward in (buffered, rounded, whole, divided):
+        whole_or_equal(rank, lambda m, x: m.inner(x) * x, inner=inner(forward))
+
+
+def check_what_a_module_keeps_of_its_result_is_a_term_still(rank: int) -> None:
+    def kept(m: Any, x: Tensor) -> Tensor:
+        m.kept = (x @ m.first) @ m.last
+        return m.kept
+
+    whole_or_equal(rank, lambda m, x: m.inner(x) + m.inner.kept.relu(), inner=inner(kept))
+
+
+def check_what_is_written_into_a_view_is_in_the_whole(rank: int) -> None:
+    def gated(m: Any, x: Tensor) -> Tensor:
+        gate = torch.zeros(3, 2, dtype=x.dtype)
+        gate[:, :1] = x[:, :1]
+        return m.b(m.a(x) * gate[:, :1])
+
+    def scaled(m: Any, x: Tensor) -> Tensor:
+        scale = torch.zeros(3, 3, dtype=x.dtype)
+        scale[:1] += m.scale
+        return x * scale.sum()
+
+    whole_or_equal(rank, gated, a=linear(4, 8), b=linear(8, 4))
+    whole_or_equal(
+        rank,
+        lambda m, x: m.b(m.inner(m.a(x))),
+        a=linear(4, 8),
+        b=linear(8, 4),
+        inner=inner(scaled, scale=nn.Parameter(doubles(3))),
+    )
+
+
+def check_what_is_changed_where_a_module_is_called_is_used_there(rank: int) -> None:
+    ends = {"a": linear(4, 8), "b": linear(8, 4)}
+    key = nn.Parameter(doubles(1, 2))
+    for forward, held in (
+        # a parameter with copies, and one with a sum of gradients, in the hands of others
+        (lambda m, x: m.b((m.a(x).unflatten(-1, (-1, 2)) * m.each.weight).flatten(-2)), {"weight": key}),
+        (lambda m, x: m.b(m.each(m.a(x), m.each.scale)), {"scale": nn.Parameter(doubles(3))}),
+        # and in those of a hook, behind the module
+        (lambda m, x: m.b(m.each(m.a(x))), {"scale": nn.Parameter(doubles(3)), "hooked": True}),
+    ):
+        held, hooked = dict(held), "hooked" in held
+        held.pop("hooked", None)
+        each = inner(lambda m, x, *scale: x * (scale or (m.scale,))[0].sum(), **held)
+        if hooked:
+            each.register_forward_hook(lambda m, _, out: out * m.scale.sum())
+        whole_or_equal(rank, forward, each=each, **ends)
+    biased = inner(lambda m, x, bias: (x @ m.first) @ m.last + bias)
+    whole_or_equal(rank, lambda m, x: m.inner(x, m.bias), inner=biased, bias=nn.Parameter(doubles(4)))
+
+
+def check_a_module_inside_of_itself(rank: int) -> None:
+    def again(m: Any, x: Tensor, more: Tensor | None = None) -> Tensor:
+        return (x if more is not None else m(x, x)) * m.scale.sum()
+
+    each = inner(again, scale=nn.Parameter(doubles(3)))
+    whole_or_equal(rank, lambda m, x: m.b(m.each(m.a(x))), cut=True, a=linear(4, 8), b=linear(8, 4), each=each)
+
+
+def check_a_backward_that_cannot_be_seen_leaves_a_chain_whole(rank: int) -> None:
+    whole_or_equal(rank, lambda m, x: m.b(Applied.apply(m.a(x))), a=linear(4, 8), b=linear(8, 4))
+    whole_or_equal(rank, lambda m, x: m.b(m.a(Applied.apply(x))), cut=True, a=linear(4, 8), b=linear(8, 4))
+    whole_or_equal(rank, lambda m, x: m.i(x), i=inner(lambda m, x: (Applied.apply(x) @ m.first) @ m.last))
+
+
+def check_slices_in_an_object_of_the_output(rank: int) -> None:
+    def told(m: Any, x: Tensor) -> Any:
+        hidden = m.a(x)
+        return SimpleNamespace(y=m.b(hidden), hidden=hidden)
+
+    model = Function(told, a=linear(4, 8), b=linear(8, 4))
+    assert not torch_tp.parallelize(model, example=doubles(3, 4)).tp_report.sharded_share
+
+
+def check_a_linear_whose_weight_is_no_parameter(rank: int) -> None:
+    model = nn.Sequential(nn.utils.spectral_norm(linear(4, 8)), nn.ReLU(), linear(8, 4)).eval()
+    assert torch_tp.parallelize(model, example=doubles(3, 4)).tp_report.sharded_share == 0

@@ -175,6 +175,8 @@ def _region(run: Run, path: str, members: frozenset[str]) -> Region | str:
     what = path or "the model"
     if path in run.strangers:
         return f"{what} computes with values that it is not given as arguments"
+    if path in run.opaque:
+        return f"{what} has a backward of its own in it"
     if path in run.writers:
         return f"{what} writes to what it is given"
     inside = f"{path}." if path else ""

@@ -113,6 +113,7 @@ class Run:
         strangers: modules that take in more than they are given.
         whole_attention: paths of attention modules that a layer can stand for, which were called.
         writers: modules that write to what they are given.
+        opaque: modules that run with a backward of their own in them.
         passed: parameters of which modules are given values that are made of them alone.
         products: parameters that products multiply with -> the paths of the modules that hold them and do so.
     """
@@ -132,6 +133,7 @@ class Run:
     whole_attention: set[str] = field(default_factory=set[str])
     strangers: set[str] = field(default_factory=set[str])
     writers: set[str] = field(default_factory=set[str])
+    opaque: set[str] = field(default_factory=set[str])
     passed: set[str] = field(default_factory=set[str])
     products: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     _frames: list[tuple[str, int, Mapping[int, int]]] = field(default_factory=list[tuple[str, int, Mapping[int, int]]])
@@ -338,6 +340,22 @@ class Run:
             self._after(call, [x, w], [y], cuts, self._summed(call))
         self._step("a grouped product", [y])
         return y
+
+    def function(self, name: str, given: Any, out: Any) -> None:
+        """An `autograd.Function` has run: what its backward makes of terms or slices of a gradient cannot be seen."""
+        if not self.follow:
+            return
+        taken, made = ([leaf for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)] for each in (given, out))
+        for tensor in (*taken, *made):
+            self.lose(self.labels_of(tensor), f"{name} has a backward of its own")
+        for source in frozenset[str]().union(*(self._sources.get(id(tensor), frozenset()) for tensor in taken)):
+            self._used(source, frozenset(), frozenset())
+        for tensor in made:
+            self._alive.append(tensor)
+            self._sources.pop(id(tensor), None)
+            self._given.add(id(tensor))
+            self._differentiable |= {id(tensor)} if tensor.is_floating_point() else set()
+        self.opaque.update(self.path)
 
     def _after(
         self,
@@ -718,6 +736,7 @@ def run_of(
         entered.enter_context(_as_it_was(model))
         entered.enter_context(torch.no_grad())
         entered.enter_context(_quiet())
+        entered.enter_context(_functions(run))
         model.eval()
         _tell(model, run)
         _put_in(model, held)
@@ -744,6 +763,23 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
+def _functions(run: Run) -> Iterator[None]:
+    """While it lasts, the run is told of every `autograd.Function` that is applied."""
+    was = vars(torch.autograd.Function)["apply"]
+
+    def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        out = was.__get__(None, kind)(*args, **kwargs)
+        run.function(kind.__name__, (args, kwargs), out)
+        return out
+
+    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010 - torch declares it otherwise
+    try:
+        yield
+    finally:
+        setattr(torch.autograd.Function, "apply", was)  # noqa: B010
+
+
+@contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Whatever is done to a model meanwhile, such as what its forward keeps, is undone."""
     kept = Kept(model, data=False)
@@ -764,7 +800,7 @@ def _tell(model: nn.Module, run: Run) -> None:
 
     for path, each in model.named_modules():
         each.register_forward_pre_hook(entering(path), with_kwargs=True)
-        each.register_forward_hook(leaving, with_kwargs=True)
+        each.register_forward_hook(leaving, with_kwargs=True, prepend=True)  # as a boundary is: hooks see what it gives
 
 
 def _stand_in(model: nn.Module, run: Run, P: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from rank_checks import P, dense, integers, refusal, same
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import torch_tp
 from torch_tp import ColumnParallelLinear, DistributedModelWrapper, RowParallelLinear
@@ -587,6 +589,18 @@ def check_a_backward_that_cannot_be_seen_leaves_a_chain_whole(rank: int) -> None
     whole_or_equal(rank, lambda m, x: m.b(Applied.apply(m.a(x))), a=linear(4, 8), b=linear(8, 4))
     whole_or_equal(rank, lambda m, x: m.b(m.a(Applied.apply(x))), cut=True, a=linear(4, 8), b=linear(8, 4))
     whole_or_equal(rank, lambda m, x: m.i(x), i=inner(lambda m, x: (Applied.apply(x) @ m.first) @ m.last))
+
+
+def check_what_runs_again_in_the_backward(rank: int) -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        return ((x @ m.first) @ m.last + m.bias) * m.scale.sum()
+
+    held = {name: nn.Parameter(doubles(*size)) for name, size in (("bias", (4,)), ("scale", (3,)))}
+    weights = {"first": nn.Parameter(doubles(4, 8)), "last": nn.Parameter(doubles(8, 4))}
+    again = inner(lambda m, x: checkpoint(partial(body, m), x, use_reentrant=False), **held, **weights)
+    whole_or_equal(rank, lambda m, x: m.again(x), again=again)
+    once = inner(body, **held, **weights)
+    whole_or_equal(rank, lambda m, x: checkpoint(m.once, x, use_reentrant=False), cut=True, once=once)
 
 
 def check_slices_in_an_object_of_the_output(rank: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils import checkpoint as checkpoints
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from torch_tp.attention import unfit
@@ -764,19 +765,26 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _functions(run: Run) -> Iterator[None]:
-    """While it lasts, the run is told of every `autograd.Function` that is applied."""
-    was = vars(torch.autograd.Function)["apply"]
+    """While it lasts, the run is told of every `autograd.Function`, and of what may run again in the backward."""
+    generator = "_checkpoint_without_reentrant_generator"  # asked for by every checkpoint that is no Function
+    was, again = vars(torch.autograd.Function)["apply"], getattr(checkpoints, generator)
 
     def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
         out = was.__get__(None, kind)(*args, **kwargs)
         run.function(kind.__name__, (args, kwargs), out)
         return out
 
+    def checkpoint(*args: Any, **kwargs: Any) -> Any:
+        run.opaque.update(run.path)  # its code runs again when its module has returned
+        return again(*args, **kwargs)
+
     setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010 - torch declares it otherwise
+    setattr(checkpoints, generator, checkpoint)
     try:
         yield
     finally:
         setattr(torch.autograd.Function, "apply", was)  # noqa: B010
+        setattr(checkpoints, generator, again)
 
 
 @contextmanager

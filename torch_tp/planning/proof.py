@@ -13,7 +13,8 @@ from torch import nn
 
 from torch_tp.planning.chains import Chain, Place, candidates
 from torch_tp.planning.cuts import Cuts, split_label
-from torch_tp.planning.trace import Run, Step, run_of
+from torch_tp.planning.runs import run_of
+from torch_tp.planning.trace import Run, Step
 
 
 @dataclass(frozen=True)

@@ -478,6 +478,19 @@ class Applied(torch.autograd.Function):
         return grad * grad.abs().sum()
 
 
+class Doubled(torch.autograd.Function):
+    """A backward that leaves slices what they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2 * ctx.saved_tensors[0]
+
+
 def whole_or_equal(rank: int, forward: Any, *inputs: Tensor, cut: bool = False, **held: Any) -> nn.Module:
     """The model is the dense one, and all of it is whole unless something must be cut."""
     model = compared(rank, Function(forward, **held), *(inputs or (doubles(3, 4),)))
@@ -587,6 +600,7 @@ def check_a_module_inside_of_itself(rank: int) -> None:
 
 def check_a_backward_that_cannot_be_seen_leaves_a_chain_whole(rank: int) -> None:
     whole_or_equal(rank, lambda m, x: m.b(Applied.apply(m.a(x))), a=linear(4, 8), b=linear(8, 4))
+    whole_or_equal(rank, lambda m, x: m.b(Doubled.apply(m.a(x))), cut=True, a=linear(4, 8), b=linear(8, 4))
     whole_or_equal(rank, lambda m, x: m.b(m.a(Applied.apply(x))), cut=True, a=linear(4, 8), b=linear(8, 4))
     whole_or_equal(rank, lambda m, x: m.i(x), i=inner(lambda m, x: (Applied.apply(x) @ m.first) @ m.last))
 

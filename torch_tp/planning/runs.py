@@ -163,7 +163,7 @@ def _functions(run: Run) -> Iterator[None]:
 
     def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
         out = was.__get__(None, kind)(*args, **kwargs)
-        run.function(kind.__name__, (args, kwargs), out)
+        run.function(kind, (args, kwargs), out)
         return out
 
     def checkpoint(*args: Any, **kwargs: Any) -> Any:

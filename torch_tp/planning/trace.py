@@ -334,13 +334,16 @@ class Run:
         self._step("a grouped product", [y])
         return y
 
-    def function(self, name: str, given: Any, out: Any) -> None:
-        """An `autograd.Function` has run: what its backward makes of terms or slices of a gradient cannot be seen."""
+    def function(self, kind: Any, given: Any, out: Any) -> None:
+        """An `autograd.Function` has run: its backward must leave slices what they are, and gets no terms."""
+        back = _backward(kind, given[0], given[1], out)
         if not self.follow:
             return
         taken, made = ([leaf for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)] for each in (given, out))
-        for tensor in (*taken, *made):
-            self.lose(self.labels_of(tensor), f"{name} has a backward of its own")
+        alike = back is not None and len(taken) == len(made) == 1 and not self.terms_of(made[0])
+        if not alike or not self.cuts_of(back) == self.cuts_of(made[0]) == self.cuts_of(taken[0]):
+            for tensor in (*taken, *made):
+                self.lose(self.labels_of(tensor), f"{kind.__name__} has a backward of its own")
         for source in frozenset[str]().union(*(self._sources.get(id(tensor), frozenset()) for tensor in taken)):
             self._used(source, frozenset(), frozenset())
         for tensor in made:
@@ -623,3 +626,26 @@ def _numbers(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
             return (str(args[0].tolist()),)
     values = args[_SIZED.get(func.overloadpacket, 0) :]
     return tuple(repr(each) for each in pytree.tree_leaves((values, kwargs)) if isinstance(each, (int, float, complex)))
+
+
+class _Context:
+    """What a Function keeps for its backward."""
+
+    saved_tensors: tuple[Any, ...] = ()
+    needs_input_grad = (True,)
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+
+def _backward(kind: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    """What the backward of a Function of one tensor makes of a gradient that is cut as its result; None: not known."""
+    if kwargs or len(args) != 1 or not isinstance(out, Tensor):
+        return None
+    context = _Context()
+    try:
+        kind.forward(context, *args)
+        back = kind.backward(context, out.clone())
+    except Exception:  # whatever else it asks of its context
+        return None
+    return back if isinstance(back, Tensor) else None

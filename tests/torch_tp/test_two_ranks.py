@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,19 +21,22 @@ CHECKS = {
 }
 
 
+Told = Callable[[str], dict[str, list[str]]]
+
+
 @pytest.fixture(scope="module")
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    return two_ranks.run(CHECKS[request.param], tmp_path_factory.mktemp("ranks"), request.param)
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """What ranks say of the checks of a module, which they run once."""
+    return cache(lambda module: two_ranks.run(CHECKS[module], tmp_path_factory.mktemp("ranks"), module))
 
 
 @pytest.mark.parametrize(
-    ("told", "name"),
+    ("module", "name"),
     [(module, name) for module, names in CHECKS.items() for name in names],
     ids=[name for names in CHECKS.values() for name in names],
-    indirect=["told"],
 )
-def test_on_two_ranks(name: str, told: dict[str, list[str]]) -> None:
-    failed = {f"rank {rank}": text for rank, text in enumerate(told[name]) if text}
+def test_on_two_ranks(module: str, name: str, told: Told) -> None:
+    failed = {f"rank {rank}": text for rank, text in enumerate(told(module)[name]) if text}
 
     assert not failed, "\n".join(f"{rank}\n{text}" for rank, text in failed.items())
 

@@ -20,7 +20,8 @@ from torch_tp.attention import unfit
 from torch_tp.keeping import Kept
 from torch_tp.planning.cuts import label_of
 from torch_tp.planning.ledger import Ledger
-from torch_tp.planning.trace import Run, Step, tensors_in
+from torch_tp.planning.operations import tensors_in
+from torch_tp.planning.trace import Run, Step
 
 aten = torch.ops.aten
 

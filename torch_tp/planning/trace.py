@@ -7,17 +7,17 @@ operations take them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_tp.planning.cuts import NONE, Cuts, Place, label_of, split_label
 from torch_tp.planning.ledger import Ledger
+from torch_tp.planning.operations import backward_of, memory_of, numbers_of, tensors_in, written
 from torch_tp.planning.rules import (
     ADDS,
     DIVIDES,
@@ -37,13 +37,6 @@ _NO_GRADIENT = frozenset(
 
 _CHOOSES = frozenset({aten.embedding, aten.index, aten.index_select})
 _UNIFORM = frozenset({aten.zeros, aten.ones, aten.full})
-# What is given sizes -> how many of its arguments may be or have such.
-_SIZED = {
-    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn), 1),
-    **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.repeat), 2),
-    **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk, aten.constant_pad_nd), 2),
-    **{aten.slice: 4, aten.as_strided: 4, aten.convolution: 9},
-}
 
 
 @dataclass(frozen=True)
@@ -258,7 +251,7 @@ class Run:
         """Any other operation."""
         if self._within:
             return
-        numbers = _numbers(func, args, kwargs)
+        numbers = numbers_of(func, args, kwargs)
         if not self.follow:
             self._step(str(func), results, numbers)
             return
@@ -336,7 +329,7 @@ class Run:
 
     def function(self, kind: Any, given: Any, out: Any) -> None:
         """An `autograd.Function` has run: its backward must leave slices what they are, and gets no terms."""
-        back = _backward(kind, given[0], given[1], out)
+        back = backward_of(kind, given[0], given[1], out)
         if not self.follow:
             return
         taken, made = ([leaf for leaf in pytree.tree_leaves(each) if isinstance(leaf, Tensor)] for each in (given, out))
@@ -366,8 +359,8 @@ class Run:
         given = any(id(t) in self._given for t in tensors)
         # Of which entries are chosen, that is a parameter's alone still; else what the model is given mixes in.
         chosen = call.func.overloadpacket in _CHOOSES and len(gradient) == 1
-        written = _written(call)
-        alone = flows and (not given or chosen) and all(id(t) in self._sources for t in gradient) and not written
+        into = written(call)
+        alone = flows and (not given or chosen) and all(id(t) in self._sources for t in gradient) and not into
         straight = (chosen or call.func.overloadpacket in LINEAR) and all(id(t) in self._straight for t in gradient)
         spread = self._spreading(call)
         for result, cuts in zip(results, found, strict=False):
@@ -388,14 +381,14 @@ class Run:
                 self._crossed(result)
         if flows:
             self._taken_in(gradient)
-            for tensor in written:
+            for tensor in into:
                 self._wrote(tensor)
         if flows and not alone and results:
             self._entering(call, gradient, results)
 
     def _wrote(self, tensor: Tensor) -> None:
         """A value with a gradient is written into a tensor, and so into all that share its memory."""
-        where = _memory(tensor)
+        where = memory_of(tensor)
         self._writes.setdefault(where, set()).add(id(tensor))
         self._alive.append(tensor)
         self.writers.update(path for path, _, given in self._frames if where in given.values())
@@ -403,7 +396,7 @@ class Run:
     def _reread(self, tensors: Sequence[Tensor]) -> None:
         """What was written into the memory of these through others is now theirs too."""
         for tensor in tensors if self._writes else ():
-            if self._writes.get(_memory(tensor), set()) - {id(tensor)}:
+            if self._writes.get(memory_of(tensor), set()) - {id(tensor)}:
                 self._differentiable.add(id(tensor))
                 self._given.add(id(tensor))
                 self._sources.pop(id(tensor), None)
@@ -531,7 +524,7 @@ class Run:
             self._reread([leaf for _, leaf in tensors])
             self.passed.update(name for _, leaf in tensors for name in self._sources.get(id(leaf), ()))
             self.inputs.setdefault(path, []).append(tuple(self._edge(where, leaf) for where, leaf in tensors))
-            self._frames.append((path, len(self._alive), {id(leaf): _memory(leaf) for _, leaf in tensors}))
+            self._frames.append((path, len(self._alive), {id(leaf): memory_of(leaf) for _, leaf in tensors}))
 
     def leave(self, out: Any) -> Any:
         """A module returns; gives what its caller gets, of which terms are sums, while others may still hold these."""
@@ -590,62 +583,3 @@ class Run:
         step = Step(operation, path or "the model", shapes, cuts, numbers)
         self.steps.append(step)
         self.check(step)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, also in objects that torch does not look into, such as those of a dataclass."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        for leaf in pytree.tree_leaves(waiting.pop()):
-            if isinstance(leaf, Tensor):
-                yield leaf
-            elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)) and id(leaf) not in seen:
-                seen.add(id(leaf))
-                waiting.append(list(vars(leaf).values()))
-
-
-def _memory(tensor: Tensor) -> int:
-    """The same for all tensors that share their memory."""
-    where: int = tensor.untyped_storage()._cdata
-    return where
-
-
-def _written(call: Call) -> list[Tensor]:
-    """The arguments that an operation writes to."""
-    given = call.func._schema.arguments
-    values = [*call.args, *(call.kwargs.get(each.name) for each in given[len(call.args) :])]
-    pairs = zip(given, values, strict=False)
-    return [v for each, v in pairs if each.alias_info and each.alias_info.is_write and isinstance(v, Tensor)]
-
-
-def _numbers(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The numbers that an operation computes with: all that it is given, but sizes."""
-    if func.overloadpacket is aten.lift_fresh:
-        with _disable_current_modes():
-            return (str(args[0].tolist()),)
-    values = args[_SIZED.get(func.overloadpacket, 0) :]
-    return tuple(repr(each) for each in pytree.tree_leaves((values, kwargs)) if isinstance(each, (int, float, complex)))
-
-
-class _Context:
-    """What a Function keeps for its backward."""
-
-    saved_tensors: tuple[Any, ...] = ()
-    needs_input_grad = (True,)
-
-    def save_for_backward(self, *tensors: Any) -> None:
-        self.saved_tensors = tensors
-
-
-def _backward(kind: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    """What the backward of a Function of one tensor makes of a gradient that is cut as its result; None: not known."""
-    if kwargs or len(args) != 1 or not isinstance(out, Tensor):
-        return None
-    context = _Context()
-    try:
-        kind.forward(context, *args)
-        back = kind.backward(context, out.clone())
-    except Exception:  # whatever else it asks of its context
-        return None
-    return back if isinstance(back, Tensor) else None

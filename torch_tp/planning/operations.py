@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -24,14 +26,17 @@ _SIZED = {
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, also in objects that torch does not look into, such as those of a dataclass."""
+    """The tensors in a value, also in plain data that torch does not look into.
+
+    What has methods of its own, such as a cache of keys and values, is the model's own: it gets slices and gives them.
+    """
     seen: set[int] = set()
     waiting = [value]
     while waiting:
         for leaf in pytree.tree_leaves(waiting.pop()):
             if isinstance(leaf, Tensor):
                 yield leaf
-            elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)) and id(leaf) not in seen:
+            elif (is_dataclass(leaf) or isinstance(leaf, SimpleNamespace)) and id(leaf) not in seen:
                 seen.add(id(leaf))
                 waiting.append(list(vars(leaf).values()))
 

@@ -124,7 +124,7 @@ def changes_of(model: nn.Module, derived: Derived, group: Group) -> Changes:
                 edges.setdefault(path, {}).setdefault(kind, []).append(attribute)
         for name in set(chain.columns) - by_layers:
             if name in layers:  # its copies' gradients are summed where it is used, and so is its input's
-                edges.setdefault(layers[name], {})["copied"] = (0,)
+                edges.setdefault(layers[name], {})["copied"] = (0, "input")
         for path, region in chain.regions.items():
             edges.setdefault(path, {}).update(copied=region.copied, reduced=region.reduced)
         for path, further in edges.items():

@@ -331,7 +331,7 @@ def check_what_is_added_to_slices_is_sliced_too(rank: int) -> None:
 def check_one_key_and_value_head_is_copied_and_its_gradient_summed(rank: int) -> None:
     def attention(m: Any, x: Tensor) -> Tensor:
         q = m.q(x).view(*x.shape[:-1], -1, 2).transpose(1, 2)
-        k, v = (layer(x).view(*x.shape[:-1], 1, 2).transpose(1, 2) for layer in (m.k, m.v))
+        k, v = (y.view(*x.shape[:-1], 1, 2).transpose(1, 2) for y in (m.k(x), m.v(input=x)))
         k, v = (t.expand(-1, q.shape[1], -1, -1) for t in (k, v))
         return m.o(((q @ k.mT) @ v).transpose(1, 2).flatten(2))
 

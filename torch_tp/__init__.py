@@ -23,9 +23,10 @@ from torch_tp.column import ColumnParallelLinear
 from torch_tp.errors import NoProcessGroupError, RankMismatchError, VerificationError
 from torch_tp.functions import copy, gather, reduce, scatter
 from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
-from torch_tp.parallel import parallelize
+from torch_tp.models.parallel import parallelize
+from torch_tp.models.report import Report
+from torch_tp.models.wrapper import DistributedModelWrapper
 from torch_tp.placements import Placement, Replicate, Shard
-from torch_tp.report import Report
 from torch_tp.row import RowParallelLinear
 from torch_tp.runtime import (
     TensorParallelConfig,
@@ -36,7 +37,6 @@ from torch_tp.runtime import (
     synchronize_across_ranks,
 )
 from torch_tp.training import clip_grad_norm_
-from torch_tp.wrapper import DistributedModelWrapper
 
 __all__ = [
     "ColumnParallelLinear",

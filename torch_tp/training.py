@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_tp import collectives
-from torch_tp.boundary import Boundary
 from torch_tp.group import Group, GroupLike, find_group
 from torch_tp.linear import ShardedLinear
+from torch_tp.models.boundary import Boundary
 from torch_tp.placements import Shard
 
 _OWNER = "torch_tp.clip_grad_norm_"

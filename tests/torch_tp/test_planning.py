@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import torch_tp
-from torch_tp.planning import Derived, Slice, derive
-from torch_tp.planning.cuts import Place, through_view
+from torch_tp.models.cuts import Place, through_view
+from torch_tp.models.planning import Derived, Slice, derive
 
 X = torch.empty(2, 3, 8)
 

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import two_ranks
 import verify_checks
 
-from torch_tp import verification
-from torch_tp.verification import deviation
+from torch_tp.models import verification
+from torch_tp.models.verification import deviation
 
 CHECKS = sorted(name for name in vars(verify_checks) if name.startswith("check_"))
 

@@ -331,7 +331,7 @@ def check_ranks_that_cannot_agree_leave_the_model_as_it_was(rank: int) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("the network is gone")
 
-    with planted(torch_tp.verification, "_agreed", broken):
+    with planted(torch_tp.models.verification, "_agreed", broken):
         refused(seeded(Mlp), "^the network is gone$", RuntimeError)
 
 

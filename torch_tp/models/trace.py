@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torch_tp.planning.cuts import NONE, Cuts, Place, label_of, split_label
-from torch_tp.planning.ledger import Ledger
-from torch_tp.planning.operations import backward_of, memory_of, numbers_of, tensors_in, written
-from torch_tp.planning.rules import (
+from torch_tp.models.cuts import NONE, Cuts, Place, label_of, split_label
+from torch_tp.models.ledger import Ledger
+from torch_tp.models.operations import backward_of, memory_of, numbers_of, tensors_in, written
+from torch_tp.models.rules import (
     ADDS,
     DIVIDES,
     LINEAR,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torch_tp.planning.cuts import NONE, Cuts, Place, moved, through_view
+from torch_tp.models.cuts import NONE, Cuts, Place, moved, through_view
 
 aten = torch.ops.aten
 Labels = Mapping[str, Place]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torch_tp.planning.rules import Call
+from torch_tp.models.rules import Call
 
 aten = torch.ops.aten
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 if TYPE_CHECKING:
-    from torch_tp.planning import Derived, Slice
-    from torch_tp.wrapping import Changes
+    from torch_tp.models.changes import Changes
+    from torch_tp.models.planning import Derived, Slice
 
 _SUM_OF_INPUT = "all-reduce of the input's gradient"
 _SUM_OF_OUTPUT = "all-reduce of the output"

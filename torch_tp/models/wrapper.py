@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from torch_tp.group import GroupLike
-from torch_tp.parallel import Style, parallelize
+from torch_tp.models.parallel import Style, parallelize
 
 _PREFIX = "module."
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from torch_tp.checks import divisibility
 from torch_tp.group import Group, GroupLike, find_group, find_or_detach
-from torch_tp.report import Report, report_of
-from torch_tp.wrapping import Changes, changes_of, layer_for
+from torch_tp.models.changes import Changes, changes_of, layer_for
+from torch_tp.models.report import Report, report_of
 
 _OWNER = "torch_tp.parallelize"
 # What a plan may say -> the layer, and what P must divide. The second names are those of DTensor and transformers.
@@ -50,7 +50,7 @@ def parallelize(
     Forward, inputs and outputs stay what they were: inputs and outputs are replicated. `module.tp_report` is the
     `Report`; print it. Gradients and norms: `torch_tp.clip_grad_norm_`.
 
-    Without a plan the parameters are chosen by what the model computes, never by names (`torch_tp.planning`): those
+    Without a plan the parameters are chosen by what the model computes, never by names (`torch_tp.models`): those
     whose cut every further operation leaves in slices until a product sums over it. What cannot be proven stays
     replicated, and the report says why. For this the model runs a few times, in evaluation mode, on tensors without
     data; its hooks run too.
@@ -72,8 +72,8 @@ def parallelize(
             arguments, of whose tensors shape and dtype alone count. None: the model's own `dummy_inputs`, if it has
             any, else tensors that fit its first layer.
         verify: run the model on the example before and after, forward and backward, in evaluation mode, and compare
-            its outputs and all gradients; the bounds are derived (`torch_tp.verification`). Takes five runs of the
-            whole model on every rank. Needs a group, parameters with values, and an example with sensible ones.
+            its outputs and all gradients; the bounds are derived (`torch_tp.models.verification`). Takes five runs of
+            the whole model on every rank. Needs a group, parameters with values, and an example with sensible ones.
 
     Raises:
         ValueError: the module was parallelised already, or its parameters lie on several devices; a pattern matches no
@@ -92,7 +92,7 @@ def parallelize(
     else:
         changes, report = _planned(module, plan, where)
     if verify:
-        from torch_tp.verification import verified
+        from torch_tp.models.verification import verified
 
         with_data = example is not None or getattr(module, "dummy_inputs", None) is not None
         changed = {*changes.layers, *changes.boundaries}
@@ -196,7 +196,7 @@ def _irreplaceable(module: nn.Module, path: str) -> str:
 
 def _derived(module: nn.Module, group: Group, example: Any) -> tuple[Changes, Report]:
     """What is proven to be fit for being cut."""
-    from torch_tp.planning import derive  # its machinery takes a while to import, and layers alone do without
+    from torch_tp.models.planning import derive  # its machinery takes a while to import, and layers alone do without
 
     failures = []
     for args, kwargs in _examples(module, example):

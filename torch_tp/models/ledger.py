@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import gcd
 
-from torch_tp.planning.cuts import Place
+from torch_tp.models.cuts import Place
 
 # The parts of a dimension as shares of it, each with its number of copies.
 Layout = tuple[tuple[Fraction, int], ...]

@@ -7,7 +7,7 @@ in a product that sums over the cut: the first are column-parallel, the last row
 with the reason.
 """
 
-from torch_tp.planning.chains import Chain, Region, Slice
-from torch_tp.planning.proof import Derived, derive, local_shapes, resize
+from torch_tp.models.chains import Chain, Region, Slice
+from torch_tp.models.proof import Derived, derive, local_shapes, resize
 
 __all__ = ["Chain", "Derived", "Region", "Slice", "derive", "local_shapes", "resize"]

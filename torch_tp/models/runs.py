@@ -17,11 +17,11 @@ from torch.utils import checkpoint as checkpoints
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_tp.attention import unfit
-from torch_tp.keeping import Kept
-from torch_tp.planning.cuts import label_of
-from torch_tp.planning.ledger import Ledger
-from torch_tp.planning.operations import tensors_in
-from torch_tp.planning.trace import Run, Step
+from torch_tp.models.cuts import label_of
+from torch_tp.models.keeping import Kept
+from torch_tp.models.ledger import Ledger
+from torch_tp.models.operations import tensors_in
+from torch_tp.models.trace import Run, Step
 
 aten = torch.ops.aten
 

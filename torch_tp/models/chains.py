@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch_tp.planning.cuts import split_label
-from torch_tp.planning.trace import Edge, Run
+from torch_tp.models.cuts import split_label
+from torch_tp.models.trace import Edge, Run
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from torch_tp.planning.chains import Chain, Place, candidates
-from torch_tp.planning.cuts import Cuts, split_label
-from torch_tp.planning.runs import run_of
-from torch_tp.planning.trace import Run, Step
+from torch_tp.models.chains import Chain, Place, candidates
+from torch_tp.models.cuts import Cuts, split_label
+from torch_tp.models.runs import run_of
+from torch_tp.models.trace import Run, Step
 
 
 @dataclass(frozen=True)

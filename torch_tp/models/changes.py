@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from torch_tp.attention import ParallelMultiheadAttention
-from torch_tp.boundary import Boundary
 from torch_tp.column import ColumnParallelLinear
 from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
 from torch_tp.group import Group
 from torch_tp.linear import own_slice
+from torch_tp.models.boundary import Boundary
 from torch_tp.placements import Shard
 from torch_tp.row import RowParallelLinear
 
 if TYPE_CHECKING:
-    from torch_tp.planning import Derived, Slice
+    from torch_tp.models.planning import Derived, Slice
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Changes:
 
     def apply(self, model: nn.Module) -> None:
         """Put everything in its place, wherever the model holds it; only attributes are set, which cannot fail."""
-        from torch_tp.planning import resize
+        from torch_tp.models.planning import resize
 
         made = {id(model.get_submodule(path)): layer for path, layer in self.layers.items()}
         sliced = {id(model.get_parameter(name)): parameter for name, parameter in self.parameters.items()}

@@ -20,7 +20,13 @@ the environment variable `TP_DEBUG=check`, which makes every rank raise `RankMis
 """
 
 from torch_tp.column import ColumnParallelLinear
-from torch_tp.errors import NoProcessGroupError, RankMismatchError, VerificationError
+from torch_tp.errors import (
+    NoProcessGroupError,
+    RankMismatchError,
+    UnprovenCallError,
+    UnprovenCallWarning,
+    VerificationError,
+)
 from torch_tp.functions import copy, gather, reduce, scatter
 from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
 from torch_tp.models.parallel import parallelize
@@ -51,6 +57,8 @@ __all__ = [
     "RowParallelLinear",
     "Shard",
     "TensorParallelConfig",
+    "UnprovenCallError",
+    "UnprovenCallWarning",
     "VerificationError",
     "all_reduce_sum",
     "broadcast_tensor",

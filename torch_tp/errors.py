@@ -17,3 +17,11 @@ class VerificationError(RuntimeError):
 
     Raised on every rank of the group. Names the first module that goes wrong, by how much, and what rounding explains.
     """
+
+
+class UnprovenCallWarning(UserWarning):
+    """A parallel model is called in another way than those for which it was proven to be the dense one."""
+
+
+class UnprovenCallError(ValueError):
+    """The same, where `parallelize(..., strict=True)` asked for an error."""

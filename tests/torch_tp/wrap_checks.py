@@ -118,7 +118,7 @@ def check_a_plan_is_taken_at_its_word(rank: int) -> None:
     model = nn.Sequential(dense(4, 6), nn.ReLU(), dense(6, 4), dense(4, 4))
     torch_tp.parallelize(model, plan={"0": "column", "2": "row", "[3]": "replicated"})
     assert [type(layer) for layer in model] == [ColumnParallelLinear, nn.ReLU, RowParallelLinear, nn.Linear]
-    assert "the plan does not cut it" in str(model.tp_report)
+    assert "the plan does not shard it" in str(model.tp_report)
 
 
 def check_a_wrap_that_fails_leaves_the_model_as_it_was(rank: int) -> None:
@@ -145,7 +145,7 @@ def check_tied_linears_stay_whole_where_one_cannot_be_cut(rank: int) -> None:
     tied[2].weight = tied[0].weight
     torch_tp.parallelize(tied)
     assert {entry.style for entry in tied.tp_report.entries} == {"replicated"}
-    assert "a product sums over its cut" in str(tied.tp_report), str(tied.tp_report)
+    assert "a product sums over its shards" in str(tied.tp_report), str(tied.tp_report)
 
 
 def check_a_wrapper_stands_for_its_model(rank: int) -> None:
@@ -300,7 +300,9 @@ def check_what_is_whole_but_used_on_slices_gets_the_sum_of_the_gradients(rank: i
 def check_a_whole_value_with_a_gradient_leaves_a_chain_whole(rank: int) -> None:
     gated = Function(lambda m, x: m.b(torch.relu(m.a(x)) * x[..., :1]), a=linear(4, 8), b=linear(8, 4))
     model = compared(rank, gated, doubles(3, 4))
-    assert "a value that is not cut, but has a gradient, meets its output" in str(model.tp_report), str(model.tp_report)
+    assert "a value that is not sharded, but has a gradient, meets its output" in str(model.tp_report), str(
+        model.tp_report
+    )
 
 
 def check_two_dimensions_of_one_value_are_not_both_cut(rank: int) -> None:
@@ -564,6 +566,7 @@ def check_what_is_written_into_a_view_is_in_the_whole(rank: int) -> None:
     whole_or_equal(
         rank,
         lambda m, x: m.b(m.inner(m.a(x))),
+        cut=True,
         a=linear(4, 8),
         b=linear(8, 4),
         inner=inner(scaled, scale=nn.Parameter(doubles(3))),
@@ -573,19 +576,19 @@ def check_what_is_written_into_a_view_is_in_the_whole(rank: int) -> None:
 def check_what_is_changed_where_a_module_is_called_is_used_there(rank: int) -> None:
     ends = {"a": linear(4, 8), "b": linear(8, 4)}
     key = nn.Parameter(doubles(1, 2))
-    for forward, held in (
-        # a parameter with copies, and one with a sum of gradients, in the hands of others
-        (lambda m, x: m.b((m.a(x).unflatten(-1, (-1, 2)) * m.each.weight).flatten(-2)), {"weight": key}),
-        (lambda m, x: m.b(m.each(m.a(x), m.each.scale)), {"scale": nn.Parameter(doubles(3))}),
-        # and in those of a hook, behind the module
-        (lambda m, x: m.b(m.each(m.a(x))), {"scale": nn.Parameter(doubles(3)), "hooked": True}),
+    for cut, forward, held in (
+        # a parameter with copies that others use, and one with a sum of gradients that is an argument
+        (False, lambda m, x: m.b((m.a(x).unflatten(-1, (-1, 2)) * m.each.weight).flatten(-2)), {"weight": key}),
+        (True, lambda m, x: m.b(m.each(m.a(x), m.each.scale)), {"scale": nn.Parameter(doubles(3))}),
+        # and one that a hook uses, behind the module
+        (False, lambda m, x: m.b(m.each(m.a(x))), {"scale": nn.Parameter(doubles(3)), "hooked": True}),
     ):
         held, hooked = dict(held), "hooked" in held
         held.pop("hooked", None)
         each = inner(lambda m, x, *scale: x * (scale or (m.scale,))[0].sum(), **held)
         if hooked:
             each.register_forward_hook(lambda m, _, out: out * m.scale.sum())
-        whole_or_equal(rank, forward, each=each, **ends)
+        whole_or_equal(rank, forward, cut=cut, each=each, **ends)
     biased = inner(lambda m, x, bias: (x @ m.first) @ m.last + bias)
     whole_or_equal(rank, lambda m, x: m.inner(x, m.bias), inner=biased, bias=nn.Parameter(doubles(4)))
 

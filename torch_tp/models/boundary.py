@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from torch_tp.functions import copy_in, sum_over
 from torch_tp.group import Group, neighbours
+from torch_tp.models.signatures import positional_names
 from torch_tp.placements import Shard
 
 
@@ -26,7 +27,7 @@ class Boundary:
     Attributes:
         owner: the module's path, for errors.
         group: the ranks that share it.
-        copied: arguments, by position or name, that are whole: identity, and in the backward the sum of the gradients.
+        copied: names of arguments that are replicated: identity, and in the backward the sum of the gradients.
         reduced: results, by index among the tensors and other leaves of what is returned, that are terms of a sum.
         slices: its parameters of which a rank holds a slice.
         summed: its whole parameters of whose gradient each rank has a term.
@@ -35,7 +36,7 @@ class Boundary:
 
     owner: str
     group: Group
-    copied: tuple[int | str, ...] = ()
+    copied: tuple[str, ...] = ()
     reduced: tuple[int, ...] = ()
     slices: Mapping[str, Shard] = field(default_factory=dict[str, Shard])
     summed: tuple[str, ...] = ()
@@ -63,7 +64,8 @@ class Boundary:
             vars(module)[name] = self._used(module, name, group)  # found before the parameter of that name
         if not (self.copied and torch.is_grad_enabled()):
             return None
-        taken = [self._copied(value, group) if k in self.copied else value for k, value in enumerate(args)]
+        names = positional_names(module, len(args))
+        taken = [self._copied(x, group) if k in self.copied else x for k, x in zip(names, args, strict=True)]
         named = {name: self._copied(value, group) if name in self.copied else value for name, value in kwargs.items()}
         return tuple(taken), named
 
@@ -99,13 +101,12 @@ class Boundary:
         return copy_in(parameter, group) if name in self.summed else shared(parameter, self.slices[name], group)
 
     def _copied(self, value: Any, group: Group) -> Any:
-        def copied(leaf: Any) -> Any:
-            if not (isinstance(leaf, Tensor) and leaf.requires_grad):
-                return leaf
-            group.require(self.owner, "the gradient of its input is a sum over the ranks, which needs an all-reduce")
-            return copy_in(leaf, group)
-
-        return pytree.tree_map(copied, value)
+        if type(value) is tuple:
+            return tuple(self._copied(each, group) for each in value)
+        if not (isinstance(value, Tensor) and value.requires_grad):
+            return value
+        group.require(self.owner, "the gradient of its input is a sum over the ranks, which needs an all-reduce")
+        return copy_in(value, group)
 
 
 def once(x: Tensor, group: Group) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torch_tp.attention import ParallelMultiheadAttention
 from torch_tp.column import ColumnParallelLinear
@@ -14,11 +14,12 @@ from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
 from torch_tp.group import Group
 from torch_tp.linear import own_slice
 from torch_tp.models.boundary import Boundary
+from torch_tp.models.guard import Guard
 from torch_tp.placements import Shard
 from torch_tp.row import RowParallelLinear
 
 if TYPE_CHECKING:
-    from torch_tp.models.planning import Derived, Slice
+    from torch_tp.models.planning import Chain, Derived, Slice
 
 
 @dataclass
@@ -27,22 +28,26 @@ class Changes:
 
     Attributes:
         layers: path of a linear -> the layer in its place.
-        parameters: name of a parameter -> the slice in its place.
+        parameters, buffers: name of a parameter or buffer -> the shard in its place.
         boundaries: path of a module -> what happens at its edges.
         sizes: path of a module and name of an attribute -> its value on a rank.
+        guard: what compares the model's calls with those that were proven.
     """
 
     layers: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
     parameters: dict[str, nn.Parameter] = field(default_factory=dict[str, nn.Parameter])
+    buffers: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     boundaries: dict[str, Boundary] = field(default_factory=dict[str, Boundary])
     sizes: dict[tuple[str, str], object] = field(default_factory=dict[tuple[str, str], object])
+    guard: Guard | None = None
 
     def apply(self, model: nn.Module) -> None:
         """Put everything in its place, wherever the model holds it; only attributes are set, which cannot fail."""
         from torch_tp.models.planning import resize
 
         made = {id(model.get_submodule(path)): layer for path, layer in self.layers.items()}
-        sliced = {id(model.get_parameter(name)): parameter for name, parameter in self.parameters.items()}
+        sliced: dict[int, Tensor] = {id(model.get_parameter(name)): each for name, each in self.parameters.items()}
+        sliced |= {id(model.get_buffer(name)): each for name, each in self.buffers.items()}
         for (path, name), size in self.sizes.items():
             resize(model.get_submodule(path), name, size)
         for path, boundary in self.boundaries.items():
@@ -51,7 +56,19 @@ class Changes:
             boundary.attach(module)
         for each in list(model.modules()):
             _replace(each._parameters, sliced)
+            _replace(each._buffers, sliced)
             _replace(each._modules, made)
+        if "" in self.layers:
+            _become(model, self.layers[""])
+        if self.guard is not None:
+            self.guard.attach(model)
+
+
+def _become(module: nn.Module, layer: nn.Module) -> None:
+    """Make a module the layer that replaces it: it has no holder in which another one could be put."""
+    vars(module).clear()
+    vars(module).update(vars(layer))
+    module.__class__ = type(layer)
 
 
 def _replace(held: dict[str, Any], by: Mapping[int, Any]) -> None:
@@ -89,51 +106,70 @@ def _where(group: Group) -> dict[str, Any]:
 
 
 def changes_of(model: nn.Module, derived: Derived, group: Group) -> Changes:
-    """What makes one rank's part of a model in which the proven chains are cut."""
-    changes, layers = Changes(), derived.layers
+    """What makes one rank's part of a model in which the proven chains are sharded."""
+    changes = Changes()
     for path in derived.attention if group.size > 1 else ():
         module = model.get_submodule(path)
         assert isinstance(module, nn.MultiheadAttention)
         changes.layers[path] = ParallelMultiheadAttention.from_module(module, **_where(group))
-    holders = _holders(model)
+    holders, edges = _holders(model), dict[str, dict[str, Any]]()
     for chain in derived.chains:
         changes.sizes.update(chain.sizes)
-        by_layers: set[str] = set()
-        for name in (*chain.columns, *chain.rows):
-            cut = chain.slices[name]
-            if name in layers and max(cut.copies) == 1:
-                linear = model.get_submodule(layers[name])
-                assert isinstance(linear, nn.Linear)
-                style: Sequence[Any] = ("row",) if cut.dim == 1 else ("column",)
-                changes.layers[layers[name]] = layer_for(
-                    linear, style if cut.plain else ("merged column", cut.sizes), group
-                )
-                replaced = {id(parameter) for parameter in linear.parameters(recurse=False)}
-                by_layers |= {name for name, (parameter, _) in holders.items() if id(parameter) in replaced}
-        edges: dict[str, dict[str, Any]] = {}
+        replaced = _replace_linears(model, chain, derived, group, changes)
         for name, cut in chain.slices.items():
-            if name not in by_layers:
-                parameter, held = holders[name]
-                placement = _placement(cut)
-                own = own_slice(parameter.detach(), placement, group.size, group.rank).clone()
-                changes.parameters[name] = nn.Parameter(own, requires_grad=parameter.requires_grad)
-                for path, attribute in held:
-                    edges.setdefault(path, {}).setdefault("slices", {})[attribute] = placement
-        for kind, names in (("summed", chain.summed), ("once", chain.once)):
-            for path, attribute in (place for name in names for place in holders[name][1]):
-                edges.setdefault(path, {}).setdefault(kind, []).append(attribute)
-        for name in set(chain.columns) - by_layers:
-            if name in layers:  # its copies' gradients are summed where it is used, and so is its input's
-                edges.setdefault(layers[name], {})["copied"] = (0, "input")
-        for path, region in chain.regions.items():
-            edges.setdefault(path, {}).update(copied=region.copied, reduced=region.reduced)
-        for path, further in edges.items():
-            changes.boundaries[path] = _merged(changes.boundaries.get(path), Boundary(path, group, **_frozen(further)))
-    if group.size == 1:
-        changes.boundaries.clear()
-    else:
+            if name not in replaced:
+                _take_slice(holders[name], name, cut, group, changes, edges)
+        for name in set(chain.columns) - replaced:
+            if name in derived.layers:  # its copies' gradients are summed where it is used, and so is its input's
+                edges.setdefault(derived.layers[name], {})["copied"] = ("input",)
+    found = derived.gradients
+    for kind, names in (("summed", found.summed), ("once", found.once)):
+        for path, attribute in (place for name in names for place in holders[name][1]):
+            edges.setdefault(path, {}).setdefault(kind, []).append(attribute)
+    for path, arguments in found.copied.items():
+        edges.setdefault(path, {})["copied"] = tuple(sorted(arguments))
+    for path, positions in found.reduced.items():
+        edges.setdefault(path, {})["reduced"] = tuple(sorted(positions))
+    if group.size > 1:
+        changes.boundaries = {path: Boundary(path, group, **_frozen(further)) for path, further in edges.items()}
         changes.sizes.update(_without_fused_kernels(model, changes))
     return changes
+
+
+def _replace_linears(model: nn.Module, chain: Chain, derived: Derived, group: Group, changes: Changes) -> set[str]:
+    """Make the layers in place of a chain's linears; returns the names of the parameters that these hold."""
+    replaced: set[str] = set()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name in (*chain.columns, *chain.rows):
+        cut = chain.slices[name]
+        if name in derived.layers and max(cut.copies) == 1:
+            path = derived.layers[name]
+            linear = model.get_submodule(path)
+            assert isinstance(linear, nn.Linear)
+            style: Sequence[Any] = ("row",) if cut.dim == 1 else ("column",)
+            changes.layers[path] = layer_for(linear, style if cut.plain else ("merged column", cut.sizes), group)
+            replaced |= {names[id(parameter)] for parameter in linear.parameters(recurse=False)}
+    return replaced
+
+
+def _take_slice(
+    holder: tuple[Tensor, list[tuple[str, str]]],
+    name: str,
+    cut: Slice,
+    group: Group,
+    changes: Changes,
+    edges: dict[str, dict[str, Any]],
+) -> None:
+    """Make the shard of a parameter or buffer that its own module goes on using."""
+    tensor, held = holder
+    placement = _placement(cut)
+    own = own_slice(tensor.detach(), placement, group.size, group.rank).clone()
+    if not isinstance(tensor, nn.Parameter):
+        changes.buffers[name] = own
+        return
+    changes.parameters[name] = nn.Parameter(own, requires_grad=tensor.requires_grad)
+    for path, attribute in held:
+        edges.setdefault(path, {}).setdefault("slices", {})[attribute] = placement
 
 
 def _without_fused_kernels(model: nn.Module, changes: Changes) -> Iterator[tuple[tuple[str, str], object]]:
@@ -151,31 +187,16 @@ def _frozen(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def _merged(one: Boundary | None, other: Boundary) -> Boundary:
-    """What two chains want at the edges of one module."""
-    if one is None:
-        return other
-    return Boundary(
-        one.owner,
-        one.group,
-        one.copied or other.copied,
-        tuple(sorted({*one.reduced, *other.reduced})),
-        {**one.slices, **other.slices},
-        one.summed + other.summed,
-        one.once + other.once,
-    )
-
-
 def _placement(cut: Slice) -> Shard:
     return Shard(cut.dim) if cut.plain else Shard(cut.dim, cut.sizes, cut.copies)
 
 
-def _holders(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[str, str]]]]:
-    """Name of a parameter -> itself, and every module and attribute that holds it."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: dict[str, tuple[nn.Parameter, list[tuple[str, str]]]] = {}
+def _holders(model: nn.Module) -> dict[str, tuple[Tensor, list[tuple[str, str]]]]:
+    """Name of a parameter or buffer -> itself, and every module and attribute that holds it."""
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    found: dict[str, tuple[Tensor, list[tuple[str, str]]]] = {}
     for path, each in model.named_modules():
-        for attribute, parameter in each._parameters.items():
-            if parameter is not None:
-                found.setdefault(names[id(parameter)], (parameter, []))[1].append((path, attribute))
+        for attribute, tensor in (*each._parameters.items(), *each._buffers.items()):
+            if tensor is not None:
+                found.setdefault(names[id(tensor)], (tensor, []))[1].append((path, attribute))
     return found

@@ -7,8 +7,9 @@ the r-th slice of that dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -47,55 +48,78 @@ def moved(cuts: Cuts, dims: Mapping[int, int]) -> Cuts:
     return {dims[dim]: labels for dim, labels in cuts.items()}
 
 
-def through_view(
-    cuts: Cuts,
-    before: Sequence[int],
-    after: Sequence[int],
-    lost: Callable[[str, str], None],
-    blocks: Callable[[str, Place, int], int] = lambda *_: 1,
-    spread: frozenset[int] = frozenset(),
-    single: Callable[[str], bool] = lambda _: False,
-) -> Cuts:
-    """The cuts of a view of a shape as another.
+class ViewNotes(Protocol):
+    """What a view notes, and asks, about labels."""
 
-    Args:
-        lost: told of each label that ends up across dimensions, and why.
-        blocks: told how many blocks of a label there are in a dimension; says how many copies of each the ranks hold.
-        spread: dimensions along which all entries are equal, because they were expanded.
-        single: asked whether a label whose blocks could be one alone, in a dimension of one entry, is to be seen so.
-    """
+    def lose(self, labels: Collection[str], why: str) -> None:
+        """These dimensions cannot be sharded."""
+
+    def blocks(self, label: str, place: Place, count: int) -> int:
+        """So many blocks lie in a dimension; returns how many copies of each the ranks hold."""
+
+    def single(self, label: str) -> bool:
+        """Whether a label whose blocks could be one alone, in a dimension of one entry, is to be seen so."""
+
+    def inner(self, label: str, place: Place, outer: int, blocks: int) -> Place | None:
+        """The place of a label as `outer` equal parts of `blocks` blocks each; None: its outer parts are sharded."""
+
+
+def through_view(
+    cuts: Cuts, before: Sequence[int], after: Sequence[int], notes: ViewNotes, spread: frozenset[int] = frozenset()
+) -> Cuts:
+    """The cuts of a view of a shape as another; `spread` are dimensions along which all entries are equal."""
     seen: dict[int, dict[str, Place]] = {}
     origin: dict[int, int] = {}
+    mixes = f"a view of {list(before)} as {list(after)} mixes what is sharded with what is not"
+    joins = f"a view of {list(before)} as {list(after)} joins it with another dimension that is sharded"
     for old, new in _groups(before, after) if cuts else ():
         for dim in sorted(cuts.keys() & set(old)):
             ahead = math.prod(before[k] for k in old if k < dim)
+            repeats = _repeated(dim, old, before, spread)
             for label, place in cuts[dim].items():
-                position, dims = ahead * place.outer, [(k, after[k]) for k in new]
-                lone = before[dim] == 1
-                alone = _single(position, dims, lone) if place.held else None
-                if alone is not None and (lone or single(label)):
-                    seen.setdefault(alone, {})[label] = replace(place, outer=1)
-                    blocks(label, place, 1)
+                dims = [(k, after[k]) for k in new]
+                found = _seen(label, place, ahead, dims, before[dim], repeats, notes)
+                if found is None:
+                    notes.lose([label], mixes)
                     continue
-                where = _placed(position, dims)
-                if where is None:
-                    lost(label, f"a view of {list(before)} as {list(after)} mixes what is cut with what is not")
+                own, moved_place, lone = found
+                seen.setdefault(own, {})[label] = moved_place
+                if lone:
                     continue
-                own, outer = where
-                found = replace(place, outer=outer)
-                # Of blocks with copies, each repeated in a row: the ranks with copies of one share the repetitions.
-                copies = blocks(label, place, before[dim] // place.outer)
-                if copies > 1 and _repeated(dim, old, before, spread) % copies == 0:
-                    found = replace(found, held=False)
-                blocks(label, found, after[own] // outer)
-                seen.setdefault(own, {})[label] = found
                 origin.setdefault(own, dim)
                 if origin[own] != dim:  # of two dimensions that become one, the first goes on
-                    lost(
-                        label, f"a view of {list(before)} as {list(after)} joins it with another dimension that is cut"
-                    )
+                    notes.lose([label], joins)
                     del seen[own][label]
     return seen
+
+
+def _seen(
+    label: str, place: Place, ahead: int, dims: Sequence[tuple[int, int]], size: int, repeats: int, notes: ViewNotes
+) -> tuple[int, Place, bool] | None:
+    """The dimension in which a label is after a view, its place there, and whether it is one block alone."""
+    position, sizes = ahead * place.outer, dict(dims)
+    lone = size == 1
+    alone = _single(position, dims, lone) if place.held else None
+    if alone is not None and (lone or notes.single(label)):
+        notes.blocks(label, place, 1)
+        return alone, replace(place, outer=1), True
+    where = _placed(position, dims)
+    if where is None:
+        return None
+    own, outer = where
+    parts = sizes[own] // outer
+    behind = [(k, n) for k, n in dims if k > own]
+    if outer == 1 and place.outer == 1 and parts > 1 and behind and parts < size:
+        inner = notes.inner(label, place, parts, behind[0][1])
+        if inner is not None:
+            return behind[0][0], inner, False
+    found = replace(place, outer=outer)
+    # Of blocks with copies, each repeated in a row: the ranks with copies of one share the repetitions.
+    copies = notes.blocks(label, place, size // place.outer)
+    if copies > 1 and repeats % copies == 0:
+        found = replace(found, held=False)
+    notes.blocks(label, found, parts)
+    return own, found, False
 
 
 def _repeated(dim: int, old: Sequence[int], before: Sequence[int], spread: frozenset[int]) -> int:

@@ -23,6 +23,8 @@ class Ledger:
         sizes: label -> size of the parameter's dimension.
         alone: labels that are to be seen as one block, with copies on all ranks, where they can be.
         doubtful: labels that can be.
+        inside: labels of which each of several outer parts is sharded, where the outer parts could be shared out.
+        nested: labels that can be seen so.
         lost: label -> why it cannot be cut.
         started: labels that a product's free dimension has, with which a cut can start.
         reduced: module -> labels over which its results are summed when it returns.
@@ -32,7 +34,9 @@ class Ledger:
     P: int
     sizes: dict[str, int]
     alone: frozenset[str] = frozenset()
+    inside: frozenset[str] = frozenset()
     doubtful: set[str] = field(default_factory=set[str])
+    nested: set[str] = field(default_factory=set[str])
     lost: dict[str, str] = field(default_factory=dict[str, str])
     started: set[str] = field(default_factory=set[str])
     reduced: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
@@ -83,6 +87,22 @@ class Ledger:
         """Whether a label that could be one block alone is to be seen so."""
         self.doubtful.add(label)
         return label in self.alone
+
+    def inner(self, label: str, place: Place, outer: int, blocks: int) -> Place | None:
+        """The place of a label as `outer` equal parts of `blocks` blocks each; None: its outer parts are sharded."""
+        size = self.sizes[label]
+        if place.part is not None or not place.held or size % outer:
+            return None
+        if not (outer % self.P and self.P % outer):  # the ranks could share the outer parts
+            self.nested.add(label)
+            if label not in self.inside:
+                return None
+        each = size // outer
+        for k in range(outer):
+            part = replace(place, part=(k * each, (k + 1) * each))
+            self._intervals.setdefault(label, set()).add((k * each, (k + 1) * each))
+            self.blocks(label, part, blocks)
+        return replace(place, part=(0, each))
 
     def blocks(self, label: str, place: Place, count: int) -> int:
         """So many blocks lie in a dimension; returns how many copies of each the ranks hold."""
@@ -135,7 +155,7 @@ class Ledger:
             parts = self.parts(label)
             ends = [0, *(stop for _, stop in parts)]
             if [start for start, _ in parts] != ends[:-1] or ends[-1] != size:
-                self.lose([label], "a slice is taken along its cut")
+                self.lose([label], "a slice is taken along its sharded dimension")
             elif 0 in self.copies(label):
                 count = min(self._count(label, part) for part in parts)
                 self.lose([label], self._undivided(label, count or self._blocks[label, None]))
@@ -147,7 +167,7 @@ class Ledger:
                     self.lose([other for other, _ in together], f"{label}: {why}")
         for together in self._meets:
             if len({self.layout(label, place) for label, place in together}) > 1:
-                self.lose([label for label, _ in together], "its output meets what is cut in other slices")
+                self.lose([label for label, _ in together], "its output meets what is sharded in other shards")
 
     def layout(self, label: str, place: Place) -> Layout:
         """In what shares a value with this label at this place is cut."""
@@ -160,6 +180,18 @@ class Ledger:
     def share(self, label: str, place: Place) -> Fraction:
         """Which share of a cut dimension one rank holds."""
         return sum((share * copies for share, copies in self.layout(label, place)), Fraction(0)) / self.P
+
+    def entries(self, label: str, place: Place, size: int, rank: int) -> list[int]:
+        """Which entries of a dimension of `size`, with this label at this place, a rank holds."""
+        width, found = size // place.outer, list[int]()
+        for outer in range(place.outer):
+            start = outer * width
+            for share, copies in self.layout(label, place):
+                piece = int(width * share * copies / self.P)
+                first = start + rank // copies * piece
+                found += range(first, first + piece)
+                start += int(width * share)
+        return found
 
     def groups(self) -> Iterator[list[str]]:
         """The labels that are cut together, each set once."""

@@ -1,8 +1,7 @@
-"""An unmodified model, with the parameters that may be cut in slices over the ranks."""
+"""`parallelize`: an unmodified model, with the parameters that may be sharded as shards of one rank."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,27 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torch_tp.checks import divisibility
 from torch_tp.group import Group, GroupLike, find_group, find_or_detach
-from torch_tp.models.changes import Changes, changes_of, layer_for
+from torch_tp.models.changes import Changes, changes_of
+from torch_tp.models.guard import Guard, described, kind_of
+from torch_tp.models.plan import Style, planned
 from torch_tp.models.report import Report, report_of
 
 _OWNER = "torch_tp.parallelize"
-# What a plan may say -> the layer, and what P must divide. The second names are those of DTensor and transformers.
-_STYLES: Mapping[str, tuple[str, str]] = {
-    "column": ("column", "out_features"),
-    "colwise": ("column", "out_features"),
-    "row": ("row", "in_features"),
-    "rowwise": ("row", "in_features"),
-    "colwise_gather_output": ("column with a whole output", "out_features"),
-    "rowwise_split_input": ("row of a whole input", "in_features"),
-    "merged": ("merged column", ""),
-    "qkv": ("qkv", ""),
-    "replicated": ("", ""),
-    "replicate": ("", ""),
-}
-_FUSED = {"merged": "output_sizes", "qkv": "head_size, total_num_heads and total_num_kv_heads"}
-Style = str | tuple[Any, ...]
+_Call = tuple[Sequence[Any], Mapping[str, Any]]
 
 
 def parallelize(
@@ -43,42 +29,46 @@ def parallelize(
     world_size: int | None = None,
     example: Any = None,
     verify: bool = False,
+    strict: bool = False,
 ) -> nn.Module:
-    """Cut the parameters of a model over the ranks of a group, in place, and tell what became of each.
+    """Shard the parameters of a model over the ranks of a group, in place, and report what became of each.
 
-    To be called on every rank, with models that hold the same values; call it before an optimizer takes the parameters.
-    Forward, inputs and outputs stay what they were: inputs and outputs are replicated. `module.tp_report` is the
-    `Report`; print it. Gradients and norms: `torch_tp.clip_grad_norm_`.
+    Call it on every rank, with models that hold the same values, before an optimizer takes the parameters. Forward,
+    inputs and outputs stay what they were: inputs and outputs are replicated. `module.tp_report` is the `Report`; print
+    it. Gradients and norms: `torch_tp.clip_grad_norm_`.
 
-    Without a plan the parameters are chosen by what the model computes, never by names (`torch_tp.models`): those
-    whose cut every further operation leaves in slices until a product sums over it. What cannot be proven stays
-    replicated, and the report says why. For this the model runs a few times, in evaluation mode, on tensors without
-    data; its hooks run too.
+    Without a plan the parameters are chosen by what the model computes, never by names (`torch_tp.models.planning`): a
+    parameter is sharded only if every later operation provably works on shards, up to a product that sums over the
+    sharded dimension. What cannot be proven stays replicated, and the report says why. For this the model runs a few
+    times, in evaluation and in training mode, on tensors without data; its hooks run too. A proof holds for the calls
+    that were followed: another set of arguments, another value that is not a tensor, or a mode that could not be
+    followed, gives an `UnprovenCallWarning`, once.
 
     Args:
-        module: any module. Its `nn.Linear` that are cut are replaced by layers, and their hooks, dtype, device,
-            requires_grad and training mode kept. Other modules, such as GPT-2's Conv1D or the experts of a mixture,
-            keep their code and get slices of their parameters. Modules and parameters that it holds twice stay shared.
-            An attribute that holds a whole size, such as a number of heads, gets that of a rank where the proof needs
-            it; the report names it.
+        module: any module. Each `nn.Linear` that is sharded becomes a layer, and keeps its hooks, dtype, device,
+            requires_grad and training mode. Other modules, such as GPT-2's Conv1D or the experts of a mixture, keep
+            their code and get shards of their parameters. Modules and parameters that it holds twice stay shared.
+            An attribute that holds a size of the dense model, such as a number of heads, gets that of a rank where the
+            proof needs it; the report names it.
         group: a ProcessGroup or one-dimensional DeviceMesh. None: the group of `init_tensor_parallel`, else the world.
         plan: path of an `nn.Linear`, or a pattern as of `fnmatch`, to a style: "column" (or "colwise"), "row"
-            ("rowwise"), "replicated" ("replicate"), "colwise_gather_output" (its output is whole),
+            ("rowwise"), "replicated" ("replicate"), "colwise_gather_output" (its output is replicated),
             "rowwise_split_input" (its input is), ("merged", output_sizes) and ("qkv", head_size, total_num_heads,
-            total_num_kv_heads) for fused projections. Whatever it does not name is replicated. It is taken at its word.
+            total_num_kv_heads) for fused projections. Whatever it does not name is replicated. The plan is not proven.
         rank, world_size: where there is a group, which rank of how many this is, to be checked. Without one, the parts
             of this rank are made all the same; a forward that must communicate raises NoProcessGroupError.
-        example: the arguments of one forward without a plan: a tensor, a tuple of positional or a dict of keyword
-            arguments, of whose tensors shape and dtype alone count. None: the model's own `dummy_inputs`, if it has
-            any, else tensors that fit its first layer.
-        verify: run the model on the example before and after, forward and backward, in evaluation mode, and compare
-            its outputs and all gradients; the bounds are derived (`torch_tp.models.verification`). Takes five runs of
-            the whole model on every rank. Needs a group, parameters with values, and an example with sensible ones.
+        example: the arguments of one forward, or a list of several such: a tensor, a tuple of positional or a dict of
+            keyword arguments, of whose tensors shape and dtype alone count. None: the model's own `dummy_inputs`, if it
+            has any, else tensors that fit its first layer.
+        verify: run the model on the example before and after, forward and backward, and compare its outputs and all
+            gradients; the bounds are derived (`torch_tp.models.verification`). Takes several runs of the dense model on
+            every rank. Needs a group, parameters with values, and an example with sensible ones.
+        strict: raise `UnprovenCallError` in place of the warning.
 
     Raises:
         ValueError: the module was parallelised already, or its parameters lie on several devices; a pattern matches no
-            linear; two patterns disagree about one; a style that there is not; sizes that P does not divide; no example
-            fits; what cannot be verified.
+            linear; two patterns disagree about one; an unknown style; sizes that P does not divide; no example fits;
+            what cannot be verified.
         TypeError: `module` is no module, a plan no mapping.
         NoProcessGroupError: `group` is None and nothing is initialized.
         VerificationError: `verify` found outputs or gradients that are not the dense ones; on every rank.
@@ -88,17 +78,17 @@ def parallelize(
     _check(module, plan)
     where = _group(group, rank, world_size)
     if plan is None:
-        changes, report = _derived(module, where, example)
+        changes, report = _derived(module, where, example, strict)
     else:
-        changes, report = _planned(module, plan, where)
+        changes, styles = planned(_OWNER, module, plan, where)
+        report = report_of(module, where.size, changes, styles, None, "the plan does not shard it")
     if verify:
         from torch_tp.models.verification import verified
 
         with_data = example is not None or getattr(module, "dummy_inputs", None) is not None
         changed = {*changes.layers, *changes.boundaries}
-        told = verified(
-            _OWNER, module, where, changed, _examples(module, example), with_data, lambda: changes.apply(module)
-        )
+        first = ((args, kwargs) for calls in _examples(module, example) for args, kwargs in calls[:1])
+        told = verified(_OWNER, module, where, changed, first, with_data, lambda: changes.apply(module))
         report = replace(report, verified=told)
     else:
         changes.apply(module)
@@ -137,101 +127,51 @@ def _group(group: GroupLike | None, rank: int | None, world_size: int | None) ->
     return found
 
 
-def _planned(module: nn.Module, plan: Mapping[str, Style], group: Group) -> tuple[Changes, Report]:
-    """What a plan asks for."""
-    linears = {path: each for path, each in module.named_modules() if isinstance(each, nn.Linear)}
-    chosen: dict[str, tuple[str, Style]] = {}
-    for pattern, style in plan.items():
-        _check_style(pattern, style)
-        matched = [path for path in linears if fnmatch.fnmatchcase(path, pattern)]
-        if not matched:
-            raise ValueError(f"{_OWNER}: the pattern {pattern!r} of the plan matches no nn.Linear of the module")
-        for path in matched:
-            other, before = chosen.setdefault(path, (pattern, style))
-            if before != style:
-                raise ValueError(
-                    f"{_OWNER}: the patterns {other!r} and {pattern!r} of the plan disagree about {path}: {before} and"
-                    f" {style}"
-                )
-    changes, styles = Changes(), dict[str, str]()
-    for path, (_, style) in chosen.items():
-        name, *further = (style,) if isinstance(style, str) else style
-        layer, divided = _STYLES[name]
-        if not layer:
-            continue
-        reason = _irreplaceable(module, path)
-        if divided:
-            reason = reason or divisibility(divided, getattr(linears[path], divided), group.size)
-        if reason:
-            raise ValueError(f"{_OWNER}: {path} as {style}: {reason}")
+def _derived(module: nn.Module, group: Group, example: Any, strict: bool) -> tuple[Changes, Report]:
+    """What is proven to be fit for being sharded."""
+    from torch_tp.models.planning import Example, Unfollowable, derive  # it takes a while to import
+
+    failures: list[Unfollowable] = []
+    for calls in _examples(module, example):
         try:
-            changes.layers[path] = layer_for(linears[path], (layer, *further), group)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{_OWNER}: {path} as {style}: {error}") from None
-        styles[path] = layer
-    return changes, report_of(module, group.size, changes, styles, None, "the plan does not cut it")
-
-
-def _check_style(pattern: str, style: Any) -> None:
-    name, *further = style if isinstance(style, tuple) and style else (style,)
-    if name not in _STYLES:
-        known = ", ".join(_STYLES)
-        raise ValueError(f"{_OWNER}: plan[{pattern!r}] = {style!r}; it must be one of {known}")
-    if (name in _FUSED) != bool(further):
-        needs = f"takes {_FUSED[name]} behind it, in a tuple" if name in _FUSED else "stands alone"
-        raise ValueError(f"{_OWNER}: plan[{pattern!r}] = {style!r}; {name!r} {needs}")
-
-
-def _irreplaceable(module: nn.Module, path: str) -> str:
-    """Why the linear at a path cannot be replaced by a parallel layer, or an empty string."""
-    found = module.get_submodule(path)
-    if type(found) is not nn.Linear:
-        return f"it is a {type(found).__name__}, not an nn.Linear itself"
-    own = {id(parameter) for parameter in found.parameters(recurse=False)}
-    for name, each in module.named_modules():
-        if each is not found and own & {id(parameter) for parameter in each.parameters(recurse=False)}:
-            return f"it shares a parameter with {name}"
-    return ""
-
-
-def _derived(module: nn.Module, group: Group, example: Any) -> tuple[Changes, Report]:
-    """What is proven to be fit for being cut."""
-    from torch_tp.models.planning import derive  # its machinery takes a while to import, and layers alone do without
-
-    failures = []
-    for args, kwargs in _examples(module, example):
-        try:
-            derived = derive(module, group.size, args, kwargs)
+            derived = derive(module, group.size, [Example(args, kwargs) for args, kwargs in calls])
             break
-        except Exception as error:
-            failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        except Unfollowable as error:
+            failures.append(error)
     else:
-        raise ValueError(
-            f"{_OWNER}: the module cannot be followed without data; give example=, the arguments of one forward, or a"
-            f" plan ({'; '.join(failures) or 'nothing is known of its inputs'})"
+        known = "; ".join(each.reason for each in failures) or "nothing is known of its inputs"
+        asked = "give another example=" if example is not None else "give example=, the arguments of one forward,"
+        raise ValueError(f"{_OWNER}: the module cannot be followed without data; {asked} or a plan ({known})") from (
+            failures[0] if failures else None
         )
     changes = changes_of(module, derived, group)
+    kinds = [(each.training, *kind_of(module, each.args, each.kwargs)[1:]) for each in derived.followed]
+    changes.guard = Guard(_OWNER, kinds, strict) if group.size > 1 else None
     styles = dict.fromkeys(changes.layers.keys() & {*derived.attention}, "attention by heads")
-    return changes, report_of(module, group.size, changes, styles, derived, "it was not called")
+    report = report_of(module, group.size, changes, styles, derived, "it was not called")
+    return changes, replace(report, proven=described(kinds), notes=derived.notes)
 
 
-def _examples(module: nn.Module, example: Any) -> Iterator[tuple[Sequence[Any], Mapping[str, Any]]]:
-    """Arguments of one forward to try, the likeliest first."""
+def _examples(module: nn.Module, example: Any) -> Iterator[list[_Call]]:
+    """Lists of calls to try, the likeliest first."""
     if example is None:
         example = getattr(module, "dummy_inputs", None)
     if example is not None:
-        if isinstance(example, Mapping):
-            yield (), dict(example)
-        else:
-            yield (example if isinstance(example, tuple) else (example,)), {}
+        yield [_call(each) for each in (example if isinstance(example, list) else [example])]
         return
     for each in module.modules():
         if isinstance(each, nn.Embedding):
             tokens = torch.arange(16, device=each.weight.device).remainder(each.num_embeddings)
-            yield (tokens.view(2, 8),), {}
+            yield [((tokens.view(2, 8),), {})]
             return
         if isinstance(each, nn.Linear):
             like: Tensor = each.weight
-            yield (like.new_empty(2, 8, each.in_features),), {}
-            yield (like.new_empty(2, each.in_features),), {}
+            yield [((like.new_empty(2, 8, each.in_features),), {})]
+            yield [((like.new_empty(2, each.in_features),), {})]
             return
+
+
+def _call(example: Any) -> _Call:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}

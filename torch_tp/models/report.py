@@ -60,12 +60,16 @@ class Report:
         entries: what could be cut, in the order in which the model holds it.
         other_bytes: of all other parameters, which every rank holds whole.
         verified: what `verify=True` found, the same on all ranks; empty without it.
+        proven: the calls and modes for which the model was proven to be the dense one.
+        notes: calls and modes that could not be followed, and why.
     """
 
     world_size: int
     entries: Sequence[Entry]
     other_bytes: int
     verified: str = ""
+    proven: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def sharded_share(self) -> float:
@@ -95,6 +99,8 @@ class Report:
             lines.append("  ".join(filter(None, (told, collectives, entry.reason))))
         if self.other_bytes:
             lines.append(f"all other parameters are whole on every rank: {_size(self.other_bytes)}")
+        lines += [f"proven for {', and for '.join(self.proven)}"] if self.proven else []
+        lines += self.notes
         if self.verified:
             lines.append(f"verified: {self.verified}")
         return "\n".join(lines)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from torch_tp.group import GroupLike
-from torch_tp.models.parallel import Style, parallelize
+from torch_tp.models.parallel import parallelize
+from torch_tp.models.plan import Style
 
 _PREFIX = "module."
 
@@ -21,7 +22,7 @@ class DistributedModelWrapper(nn.Module):
 
     Args:
         module: the model, which is changed in place and is `wrapper.module` afterwards.
-        group, plan, rank, world_size, example, verify: as of `parallelize`.
+        group, plan, rank, world_size, example, verify, strict: as of `parallelize`.
 
     Raises what `parallelize` raises.
     """
@@ -38,9 +39,16 @@ class DistributedModelWrapper(nn.Module):
         world_size: int | None = None,
         example: Any = None,
         verify: bool = False,
+        strict: bool = False,
     ) -> None:
         super().__init__()
-        options: dict[str, Any] = {"rank": rank, "world_size": world_size, "example": example, "verify": verify}
+        options: dict[str, Any] = {
+            "rank": rank,
+            "world_size": world_size,
+            "example": example,
+            "verify": verify,
+            "strict": strict,
+        }
         self.module = parallelize(module, group, plan, **options)
         self.train(module.training)
         self.register_state_dict_post_hook(_without_prefix)

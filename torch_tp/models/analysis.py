@@ -1,0 +1,124 @@
+"""What the graphs of a model say together about the dimensions of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from torch_tp.models.cuts import label_of
+from torch_tp.models.graph import Graph
+from torch_tp.models.ledger import Ledger
+from torch_tp.models.sharding import Known, Sharding
+
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The first pass over all graphs of a model.
+
+    Attributes:
+        ledger: what operators said about labels.
+        shardings: of each graph.
+        known: what was known of the model before.
+        shapes: of each parameter and buffer.
+        bias_of: weight of a linear that a layer can replace -> the bias beside it.
+        products: parameters that products multiply with -> paths of the modules that hold them.
+        read_outside: parameters that are used where no module that holds them runs.
+        attention: paths of attention modules that a layer can replace, and that were called.
+    """
+
+    ledger: Ledger
+    shardings: Sequence[Sharding]
+    known: Known
+    shapes: Mapping[str, tuple[int, ...]]
+    bias_of: Mapping[str, str]
+    products: Mapping[str, set[str]]
+    read_outside: frozenset[str]
+    attention: frozenset[str]
+
+
+def analyse(
+    model: nn.Module,
+    graphs: Sequence[Graph],
+    known: Known,
+    P: int,
+    alone: frozenset[str] = frozenset(),
+    inside: frozenset[str] = frozenset(),
+) -> Analysis:
+    """Follow every dimension of every parameter through all graphs.
+
+    Args:
+        alone, inside: labels that are to be seen in another way than usual, see `Ledger`.
+    """
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    floating = [name for name, tensor in named.items() if tensor.is_floating_point()]
+    sizes = {label_of(name, d): size for name in floating for d, size in enumerate(shapes[name])}
+    ledger = Ledger(P, sizes, alone, inside)
+    shardings = [Sharding(graph, ledger, known, index) for index, graph in enumerate(graphs)]
+    for sharding in shardings:
+        sharding.run()
+    ledger.judge()
+    products: dict[str, set[str]] = {}
+    for sharding in shardings:
+        for name, paths in sharding.products.items():
+            products.setdefault(name, set()).update(paths)
+    biases = {weight: name for name, weight in known.own.items() if name != weight}
+    outside = frozenset(name for graph in graphs for name in _read_outside(graph))
+    attention = frozenset(path for sharding in shardings for path in sharding.attention)
+    return Analysis(ledger, shardings, known, shapes, biases, products, outside, attention)
+
+
+def _read_outside(graph: Graph) -> set[str]:
+    """The parameters that are used other than through the module that holds them, while it runs."""
+    first = {n: value.parameter for n, value in enumerate(graph.values) if value.parameter and value.memory == n}
+    found: set[str] = set()
+    for node in graph.nodes:
+        for number in node.inputs:
+            inside = node.operator == "enter" and graph.values[node.results[0]].parameter
+            if number in first and not inside:
+                found.add(first[number])
+    return found
+
+
+def known_of(model: nn.Module) -> Known:
+    """What can be said of a model without running it."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    modules = list(model.named_modules())
+    holders: dict[int, int] = {}
+    for _, each in modules:
+        for parameter in each._parameters.values():
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    layers = {
+        names[id(each.weight)]: path
+        for path, each in modules
+        if type(each) is nn.Linear
+        and each._parameters.get("weight") is not None
+        and each._parameters.keys() == {"weight", "bias"}
+        and all(holders[id(p)] == 1 for p in each._parameters.values() if p is not None)
+    }
+    at = dict(modules)
+    own = {
+        names[id(parameter)]: weight
+        for weight, path in layers.items()
+        for parameter in at[path]._parameters.values()
+        if parameter is not None
+    }
+    return Known(layers, own, frozenset(name for name, _ in model.named_buffers()), _watched(model))
+
+
+def _watched(model: nn.Module) -> dict[str, str]:
+    """Modules and parameters whose gradients a hook of the user sees."""
+    found = {
+        path: f"a backward hook of {path or 'the model'} sees its gradient"
+        for path, each in model.named_modules()
+        if any(getattr(each, name, None) for name in _BACKWARD_HOOKS)
+    }
+    for name, parameter in model.named_parameters():
+        if any(getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS):
+            found[name] = f"a hook of {name} sees its gradient"
+    return found

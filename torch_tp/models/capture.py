@@ -1,0 +1,189 @@
+"""One run of a model on tensors without data, as a `Graph`."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import _pytree as pytree
+
+from torch_tp.models.failures import Parted, unfollowable
+from torch_tp.models.graph import Exit, Graph, Node
+from torch_tp.models.interception import Edges, Functions, Operations, attention_in_one
+from torch_tp.models.keeping import Kept
+from torch_tp.models.reachable import caches_in, reachable
+from torch_tp.models.recorder import Recorder
+from torch_tp.models.replays import seen_by
+
+
+@dataclass(frozen=True)
+class Example:
+    """The arguments of one forward, and the mode to run it in.
+
+    Attributes:
+        args, kwargs: as the model is called; of tensors only shape, dtype and requires_grad count.
+        training: whether the run is in training mode, with autograd.
+    """
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    training: bool = False
+
+    @property
+    def label(self) -> str:
+        """The names of the arguments, and the mode."""
+        names = [*(str(k) for k in range(len(self.args))), *self.kwargs]
+        return f"({', '.join(names)}) in {'training' if self.training else 'evaluation'} mode"
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What is one operation in a run, and what has other shapes than in the model.
+
+    Attributes:
+        layers: weights of linears that a parallel layer can replace -> paths of these.
+        attention: paths of attention modules likewise.
+        shapes: parameter or buffer -> the shape that it has instead.
+    """
+
+    layers: Mapping[str, str]
+    attention: frozenset[str]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+
+
+def capture(
+    model: nn.Module, example: Example, stand: Stand, observe: Callable[[Node, Recorder], None] | None = None
+) -> Graph:
+    """Run a model without data and write down what it does.
+
+    The model is as it was afterwards.
+
+    Raises:
+        Unfollowable: the model raised.
+        Exception: whatever `observe` raises.
+    """
+    recorder = Recorder(example.label, observe)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    held = _stand_ins(model, stand.shapes, fake)
+    for name, (_, stand_in) in held.items():
+        recorder.begin(stand_in, name)
+    args, kwargs = pytree.tree_map(
+        lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf,
+        (tuple(example.args), dict(example.kwargs)),
+    )
+    for tensor in pytree.tree_leaves((args, kwargs)):
+        if isinstance(tensor, Tensor):
+            recorder.begin(tensor)
+    kept = Kept(model, data=False)
+    try:
+        with ExitStack() as entered:
+            for each in (torch.set_grad_enabled(example.training), _quiet(), seen_by(recorder)):
+                entered.enter_context(each)
+            entered.enter_context(saved_tensors_hooks(_nothing, _nothing))  # so that autograd keeps nothing alive
+            _put_in(model, recorder, stand, held, example.training)
+            for mode in (fake, Operations(recorder), Functions(recorder, stand.layers)):
+                entered.enter_context(mode)
+            out = [_called(model, args, kwargs)]
+        return recorder.graph(_exits(model, recorder, out, (args, kwargs)))
+    finally:
+        kept.put_back()
+
+
+def _called(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except Parted:
+        raise
+    except Exception as error:
+        raise unfollowable(model, error) from error
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _stand_ins(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], fake: FakeTensorMode
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name of a parameter or buffer -> itself, and the tensor without data in its place."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        stand_in = fake.from_tensor(tensor)
+        if name in shapes:
+            with fake:
+                stand_in = stand_in.new_empty(shapes[name]).requires_grad_(tensor.requires_grad)
+        found[name] = tensor, stand_in
+    return found
+
+
+def _put_in(
+    model: nn.Module, recorder: Recorder, stand: Stand, held: Mapping[str, tuple[Tensor, Tensor]], training: bool
+) -> None:
+    """Everything that is changed in the model itself while a run lasts."""
+    model.train(training)
+    by_identity = {id(tensor): stand_in for tensor, stand_in in held.values()}
+    for each in model.modules():
+        mine: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
+        for tensors in mine:
+            tensors.update({name: by_identity[id(old)] for name, old in tensors.items() if old is not None})
+    plain = {*stand.layers.values(), *stand.attention}
+    for path, each in model.named_modules():
+        if path in stand.attention:
+            assert isinstance(each, nn.MultiheadAttention)
+            vars(each)["forward"] = attention_in_one(recorder, each)
+        Edges(recorder, path, path in plain).attach(each)
+
+
+def _exits(model: nn.Module, recorder: Recorder, out: list[Any], given: Any) -> list[Exit]:
+    """The values that others can reach after a run. Empties `out`.
+
+    Caches of keys and values are the model's own memory: they go on holding shards.
+    """
+    own = {id(t) for cache in caches_in((out, given)) for t, _ in reachable(cache, "")}
+    exits = _numbers(recorder, reachable(out[0], "the model's output"), own)
+    out.clear()
+    if not any(True for _ in recorder.alive()):
+        return [Exit(number, where) for number, where in exits.items()]
+    exits |= {k: v for k, v in _numbers(recorder, _in_modules(model), own).items() if k not in exits}
+    made = {number for _, number in recorder.alive()} & exits.keys()
+    if {number for t, number in recorder.alive() if id(t) not in own} - made:
+        gc.collect()
+    for tensor, number in recorder.alive():
+        if id(tensor) not in own:
+            exits.setdefault(number, "something outside of the model")
+    return [Exit(number, where) for number, where in exits.items()]
+
+
+def _numbers(recorder: Recorder, found: Iterator[tuple[Tensor, str]], own: set[int]) -> dict[int, str]:
+    """The values among tensors that were made or overwritten in the run, and where they lie."""
+    made = {id(tensor): number for tensor, number in recorder.alive()}
+    return {made[id(t)]: where for t, where in found if id(t) in made and id(t) not in own}
+
+
+def _in_modules(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
+    """The tensors that modules hold as attributes, in containers, and in place of buffers."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for name, value in (*vars(module).items(), *module._buffers.items()):
+            if name not in ("_parameters", "_buffers", "_modules"):
+                yield from reachable(value, f"attribute {name} of {path or 'the model'}", seen)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While it lasts, torch does not log what a stand-in for an operation refuses: it is raised, too."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = was

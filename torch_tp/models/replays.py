@@ -1,0 +1,68 @@
+"""Code that autograd runs behind the model's back: Functions with a backward of their own, and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils import checkpoint as checkpoints
+
+from torch_tp.models.recorder import Recorder
+
+_CHECKPOINT = "_checkpoint_without_reentrant_generator"  # torch calls it for every checkpoint that is no Function
+
+
+@contextmanager
+def seen_by(recorder: Recorder) -> Iterator[None]:
+    """While it lasts, every `autograd.Function` and every checkpoint is recorded."""
+    was, again = vars(torch.autograd.Function)["apply"], getattr(checkpoints, _CHECKPOINT)
+
+    def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        out = was.__get__(None, kind)(*args, **kwargs)
+        made = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        if given and made and not recorder.paused:
+            back = backward_of(kind, args, kwargs, out)
+            recorder.replay()
+            recorder.word("function", (kind.__name__, tuple(given), tuple(made)), {"back": back}, made)
+        return out
+
+    def checkpoint(*args: Any, **kwargs: Any) -> Any:
+        recorder.replay()
+        return again(*args, **kwargs)
+
+    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010 - torch declares it otherwise
+    setattr(checkpoints, _CHECKPOINT, checkpoint)
+    try:
+        yield
+    finally:
+        setattr(torch.autograd.Function, "apply", was)  # noqa: B010
+        setattr(checkpoints, _CHECKPOINT, again)
+
+
+class _Context:
+    """What a Function keeps for its backward."""
+
+    saved_tensors: tuple[Any, ...] = ()
+    needs_input_grad = (True,)
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+
+def backward_of(kind: Any, args: Any, kwargs: Any, out: Any) -> Tensor | None:
+    """What the backward of a Function of one tensor makes of a gradient that lies as its result does; else None."""
+    if kwargs or len(args) != 1 or not isinstance(out, Tensor):
+        return None
+    context = _Context()
+    try:
+        with torch.no_grad():
+            kind.forward(context, *args)
+            back = kind.backward(context, out.clone())
+    except Exception:
+        return None
+    return back if isinstance(back, Tensor) else None

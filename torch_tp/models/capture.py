@@ -106,7 +106,7 @@ def _called(model: nn.Module, args: Any, kwargs: Any) -> Any:
         raise unfollowable(model, error) from error
 
 
-def _nothing(_: Any) -> None:
+def _nothing(_: Any) -> Any:
     return None
 
 
@@ -116,7 +116,7 @@ def _stand_ins(
     """Name of a parameter or buffer -> itself, and the tensor without data in its place."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        stand_in = fake.from_tensor(tensor)
+        stand_in: Tensor = fake.from_tensor(tensor)
         if name in shapes:
             with fake:
                 stand_in = stand_in.new_empty(shapes[name]).requires_grad_(tensor.requires_grad)

@@ -95,7 +95,12 @@ class _Pass:
         self.sharding, self.roots, self.found, self.ways = sharding, roots, found, ways
         self.graph, self.facts = sharding.graph, sharding.facts
         self.kinds = [_Kind() for _ in self.graph.values]
-        self.written = {self.graph.values[n].memory for node in self.graph.nodes for n in node.writes}
+        self.made: dict[int, int] = {}  # value -> the position of the node that made it
+        self.written: dict[int, list[tuple[int, int]]] = {}  # memory -> position and call of each node that writes it
+        for position, node in enumerate(self.graph.nodes):
+            self.made |= dict.fromkeys(node.results, position)
+            for number in node.writes:
+                self.written.setdefault(self.graph.values[number].memory, []).append((position, node.call))
         self.memories: dict[int, _Kind] = {}
         self.line = ""
 
@@ -103,7 +108,7 @@ class _Pass:
         """Go through the graph."""
         for each in self.graph.exits:
             self.kinds[each.value].proper = True
-        for node in reversed(self.graph.nodes):
+        for position, node in reversed([*enumerate(self.graph.nodes)]):
             self.line = f" ({node.line})" if node.line else ""
             for number in node.results:
                 if node.writes:
@@ -119,11 +124,10 @@ class _Pass:
                 self._opaque(node)
             else:
                 self._operation(node)
-            self._read(node)
+            self._read(position, node)
         self.line = ""
-        made = {number for node in self.graph.nodes for number in node.results}
         for number, value in enumerate(self.graph.values):
-            if number not in made:
+            if number not in self.made:
                 kind, name = self.kinds[number], value.parameter
                 where = f"{name} is used outside the module that holds it" if name else "an input of the model"
                 sharded = any(True for _ in self._chains(number))
@@ -154,10 +158,11 @@ class _Pass:
         elif number in self.graph.hooked:
             self._lose(kind.partial, f"its gradient is seen by {self.graph.hooked[number]}")
 
-    def _read(self, node: Node) -> None:
-        """Whoever wrote into a memory before it is read gets the gradient of what is read."""
+    def _read(self, position: int, node: Node) -> None:
+        """Whoever wrote into a memory gets the gradient of what is read of it through a value that is older."""
         for number in node.inputs:
-            if (memory := self.graph.values[number].memory) in self.written:
+            memory, made = self.graph.values[number].memory, self.made.get(number, -1)
+            if any(made < written < position for written, _ in self.written.get(memory, ())):
                 self.memories.setdefault(memory, _Kind()).__ior__(self.kinds[number])
 
     # Nodes.
@@ -201,11 +206,16 @@ class _Pass:
         call = node.call if parameter else self._entered(node)
         if self.graph.calls[call].replayed:
             return f"{what} has a backward of its own in it"
-        if self.graph.values[number].memory in self.written:
+        if any(self._within(each, call) for _, each in self.written.get(self.graph.values[number].memory, ())):
             return f"{what} writes to what it is given"
         if path in self.sharding.known.watched and not parameter:
             return self.sharding.known.watched[path]
         return ""
+
+    def _within(self, inner: int, outer: int) -> bool:
+        while inner > outer:
+            inner = self.graph.calls[inner].parent
+        return inner == outer
 
     def _entered(self, node: Node) -> int:
         """The number of the call that an argument enters: the first one of that module that its caller makes next."""

@@ -72,7 +72,7 @@ class Recorder:
     def _value(self, tensor: Tensor, memory: int, parameter: str = "", given: bool = False, identity: int = 0) -> int:
         constant = getattr(tensor, "constant", None)  # of a FakeTensor that the code's own numbers were made into
         small = isinstance(constant, Tensor) and constant.numel() <= _SMALL
-        entries = _entries(constant) if small else None
+        entries = _entries(constant) if small and isinstance(constant, Tensor) else None
         shape = tuple(int(size) for size in tensor.shape)
         value = Value(shape, tensor.dtype, memory, parameter, given, identity, entries, tensor.requires_grad)
         self.values.append(value)
@@ -94,22 +94,22 @@ class Recorder:
             return
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         results = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
-        given = self._refs((args, kwargs))
+        taken_args, taken_kwargs = self._refs((args, kwargs))
         written = [self.number(each) for each in _written(func, args, kwargs)]
         if not results and not written and func is not aten._local_scalar_dense.default:
             return
         numbers = tuple(self._result(each, inputs) for each in results)
-        taken = tuple(refs(given))
+        taken = tuple(refs((taken_args, taken_kwargs)))
         if (taken and all(k in self._random for k in taken)) or (not taken and func.overloadpacket in _RANDOM):
             self._random.update(numbers)
-        self._append(Node(func, *given, numbers, self.call, _line(), tuple(written), taken))
+        self._append(Node(func, taken_args, taken_kwargs, numbers, self.call, _line(), tuple(written), taken))
 
     def word(self, operator: str, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> tuple[int, ...]:
         """Record what is one operation for the planner, though it is none of torch's."""
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        given = self._refs((tuple(args), dict(kwargs)))
+        taken, named = self._refs((tuple(args), dict(kwargs)))
         numbers = tuple(self._result(each, inputs) for each in results)
-        self._append(Node(operator, *given, numbers, self.call, _line(), (), tuple(refs(given))))
+        self._append(Node(operator, taken, named, numbers, self.call, _line(), (), tuple(refs((taken, named)))))
         return numbers
 
     def alias(self, operator: str, tensor: Tensor, path: str, where: object, parameter: str = "") -> Tensor:
@@ -179,7 +179,7 @@ def _entries(constant: Tensor) -> tuple[Any, ...]:
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     try:
-        return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # a sparse or nested tensor has no storage of its own
         return False
 

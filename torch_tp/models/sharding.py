@@ -90,8 +90,9 @@ class Sharding:
         for number, value in enumerate(self.graph.values):
             if number not in made:
                 self.facts[number] = self._initial(number, value.parameter)
-        for self._node in self.graph.nodes:
-            self._step(self._node)
+        for node in self.graph.nodes:
+            self._node = node
+            self._step(node)
         self._node = None
         for each in self.graph.exits:
             self._leaves(each.value, each.where)
@@ -103,7 +104,7 @@ class Sharding:
         if not value.floating:
             return Fact(given=value.given)
         if not name:
-            return Fact(given=True, differentiable=True)
+            return Fact(given=True, differentiable=not value.identity or value.requires_grad)
         if name in self.known.watched:
             self.lose([label_of(name, d) for d in range(value.dim)], self.known.watched[name])
         cuts: Cuts = NONE if name in self.known.own else {d: {label_of(name, d): Place()} for d in range(value.dim)}

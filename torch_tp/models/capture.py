@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from torch_tp.models.decisions import sizes_of_calls
 from torch_tp.models.failures import Parted, unfollowable
 from torch_tp.models.graph import Exit, Graph, Node
 from torch_tp.models.interception import Edges, Functions, Operations, attention_in_one
@@ -22,6 +23,7 @@ from torch_tp.models.keeping import Kept
 from torch_tp.models.reachable import caches_in, reachable
 from torch_tp.models.recorder import Recorder
 from torch_tp.models.replays import seen_by
+from torch_tp.models.sizes import Rule, Site
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class Stand:
         layers: weights of linears that a parallel layer can replace -> paths of these.
         attention: paths of attention modules likewise.
         shapes: parameter or buffer -> the shape that it has instead.
+        rules: module -> the calls in it that get other sizes.
     """
 
     layers: Mapping[str, str]
     attention: frozenset[str]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    rules: Mapping[str, Mapping[Site, Rule]] = field(default_factory=dict[str, Mapping[Site, Rule]])
 
 
 def capture(
@@ -79,9 +83,10 @@ def capture(
         lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf,
         (tuple(example.args), dict(example.kwargs)),
     )
-    for tensor in pytree.tree_leaves((args, kwargs)):
-        if isinstance(tensor, Tensor):
-            recorder.begin(tensor)
+    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    for tensor in inputs:
+        recorder.begin(tensor)
+    recorder.sizes = sizes_of_calls(inputs)
     kept = Kept(model, data=False)
     try:
         with ExitStack() as entered:
@@ -89,7 +94,7 @@ def capture(
                 entered.enter_context(each)
             entered.enter_context(saved_tensors_hooks(_nothing, _nothing))  # so that autograd keeps nothing alive
             _put_in(model, recorder, stand, held, example.training)
-            for mode in (fake, Operations(recorder), Functions(recorder, stand.layers)):
+            for mode in (fake, Operations(recorder), Functions(recorder, stand.layers, stand.rules)):
                 entered.enter_context(mode)
             out = [_called(model, args, kwargs)]
         return recorder.graph(_exits(model, recorder, out, (args, kwargs)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch_tp.models.analysis import Analysis
 from torch_tp.models.cuts import split_label
+from torch_tp.models.sizes import Rule, Site
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Chain:
         columns, rows: those of them that products multiply with, by whether the sharded dimension is one of the
             product's result, or one that it sums over.
         sizes: attributes that hold a size of the dense model -> what a rank's must be.
+        rules: module -> the calls in it that must get a rank's sizes.
     """
 
     labels: frozenset[str]
@@ -49,6 +51,7 @@ class Chain:
     columns: Sequence[str]
     rows: Sequence[str]
     sizes: Mapping[Attribute, object] = field(default_factory=dict[Attribute, object])
+    rules: Mapping[str, Mapping[Site, Rule]] = field(default_factory=dict[str, Mapping[Site, Rule]])
 
 
 def candidates(analysis: Analysis) -> tuple[list[Chain], dict[str, str]]:

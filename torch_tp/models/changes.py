@@ -15,6 +15,7 @@ from torch_tp.group import Group
 from torch_tp.linear import own_slice
 from torch_tp.models.boundary import Boundary
 from torch_tp.models.guard import Guard
+from torch_tp.models.sizes import ResizedForward, Rule, Site
 from torch_tp.placements import Shard
 from torch_tp.row import RowParallelLinear
 
@@ -31,6 +32,7 @@ class Changes:
         parameters, buffers: name of a parameter or buffer -> the shard in its place.
         boundaries: path of a module -> what happens at its edges.
         sizes: path of a module and name of an attribute -> its value on a rank.
+        rules: path of a module -> the calls of views in it that get the sizes of a rank.
         guard: what compares the model's calls with those that were proven.
     """
 
@@ -39,6 +41,7 @@ class Changes:
     buffers: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     boundaries: dict[str, Boundary] = field(default_factory=dict[str, Boundary])
     sizes: dict[tuple[str, str], object] = field(default_factory=dict[tuple[str, str], object])
+    rules: dict[str, dict[Site, Rule]] = field(default_factory=dict[str, dict[Site, Rule]])
     guard: Guard | None = None
 
     def apply(self, model: nn.Module) -> None:
@@ -50,6 +53,9 @@ class Changes:
         sliced |= {id(model.get_buffer(name)): each for name, each in self.buffers.items()}
         for (path, name), size in self.sizes.items():
             resize(model.get_submodule(path), name, size)
+        for path, rules in self.rules.items():
+            module = model.get_submodule(path)
+            vars(module)["forward"] = ResizedForward(module, rules)
         for path, boundary in self.boundaries.items():
             module = model.get_submodule(path)
             _replace(module._parameters, sliced)
@@ -115,6 +121,8 @@ def changes_of(model: nn.Module, derived: Derived, group: Group) -> Changes:
     holders, edges = _holders(model), dict[str, dict[str, Any]]()
     for chain in derived.chains:
         changes.sizes.update(chain.sizes)
+        for path, rules in chain.rules.items():
+            changes.rules.setdefault(path, {}).update(rules)
         replaced = _replace_linears(model, chain, derived, group, changes)
         for name, cut in chain.slices.items():
             if name not in replaced:

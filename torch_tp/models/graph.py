@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from torch_tp.models.sizes import Sized
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -121,6 +123,8 @@ class Graph:
         label: which call and mode this was, in words.
         values, nodes, calls: by number; `calls[0]` is the model itself.
         exits: values that others can see afterwards: what the model returned, attributes, containers.
+        decided, by_chance: lines of the model's code that decide by a size, and by a random number.
+        sized: calls of views, and of what makes new tensors, with the sizes that the code gave.
         hooked: values whose gradient a hook of the user sees.
     """
 
@@ -130,6 +134,9 @@ class Graph:
     calls: Sequence[ModuleCall]
     exits: Sequence[Exit] = ()
     hooked: Mapping[int, str] = field(default_factory=dict[int, str])
+    sized: Sequence[Sized] = ()
+    decided: Sequence[str] = ()
+    by_chance: Sequence[str] = ()
 
     def path(self, call: int) -> tuple[str, ...]:
         """The paths of the modules that run during a call, the innermost last."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_tp.errors import UnprovenCallError, UnprovenCallWarning
 from torch_tp.models.signatures import positional_names
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 Key = tuple[bool, tuple[str, ...], tuple[Any, ...]]
 
 
@@ -26,18 +27,23 @@ class Guard:
     Attributes:
         owner: for messages.
         proven: the kinds of calls that were proven.
+        shapes: those of the tensors in the proven calls.
+        decided: lines of the model's code that decide by a size; other shapes are of another kind if there are any.
         strict: raise at another kind, in place of a warning.
     """
 
     owner: str
     proven: Sequence[Key]
+    shapes: Sequence[Shapes] = ()
+    decided: Sequence[str] = ()
     strict: bool = False
     _seen: set[Key] = field(default_factory=set[Key], repr=False)
+    _shapes: set[Shapes] = field(default_factory=set[Shapes], repr=False)
     _said: set[str] = field(default_factory=set[str], repr=False)
 
     def attach(self, module: nn.Module) -> None:
         """Hook this into the model."""
-        self._seen = set(self.proven)
+        self._seen, self._shapes = set(self.proven), set(self.shapes)
         module.register_forward_pre_hook(self.see, with_kwargs=True)
 
     def see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -46,17 +52,22 @@ class Guard:
             return
         key = kind_of(module, args, kwargs)
         if key not in self._seen:
-            self._other(key)
+            self._say(self._difference(key))
             self._seen.add(key)
+        if self.decided and (shapes := shapes_of(module, args, kwargs)) not in self._shapes:
+            new = next((each for each in shapes if not any(each in known for known in self._shapes)), shapes[0])
+            lines = ", ".join(self.decided[:3])
+            self._shapes.add(shapes)
+            self._say(f"the argument {new[0]} has other sizes, {list(new[1])}, and the code decides by sizes ({lines})")
 
-    def _other(self, key: Key) -> None:
-        what = self._difference(key)
-        if what in self._said:
+    def _say(self, what: str) -> None:
+        kind = what.partition(",")[0]
+        if kind in self._said:
             return
         text = f"{self.owner}: this call was not proven: {what}; give parallelize an example= of it, in a list"
         if self.strict:
             raise UnprovenCallError(text)
-        self._said.add(what)
+        self._said.add(kind)
         warnings.warn(text, UnprovenCallWarning, stacklevel=4)
 
     def _difference(self, key: Key) -> str:
@@ -83,6 +94,13 @@ def kind_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     given = {name: _plain(value) for name, value in zip(names, (*args, *kwargs.values()), strict=True)}
     there = sorted(name for name, value in given.items() if value is not None)
     return module.training, tuple(there), tuple(given[name] for name in there)
+
+
+def shapes_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shapes:
+    """The shapes of the tensors that a call is given."""
+    names = (*positional_names(module, len(args)), *kwargs)
+    given = zip(names, (*args, *kwargs.values()), strict=True)
+    return tuple((name, tuple(value.shape)) for name, value in given if isinstance(value, Tensor))
 
 
 def _plain(value: Any) -> Any:

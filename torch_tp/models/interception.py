@@ -13,10 +13,13 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from torch_tp.models.decisions import watched
 from torch_tp.models.recorder import Recorder
 from torch_tp.models.signatures import positional_names
+from torch_tp.models.sizes import NAMES, Rule, Site, replaced, sized
 
 aten = torch.ops.aten
+_LOOKS = frozenset({"size", "__get__"})
 _HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 
 
@@ -86,9 +89,9 @@ class Edges:
 class Functions(TorchFunctionMode):
     """Sees linears and grouped products before torch takes them apart, and hooks on tensors."""
 
-    def __init__(self, recorder: Recorder, layers: Mapping[str, str]) -> None:
+    def __init__(self, recorder: Recorder, layers: Mapping[str, str], rules: Mapping[str, Mapping[Site, Rule]]) -> None:
         super().__init__()
-        self.recorder, self.layers = recorder, layers
+        self.recorder, self.layers, self.rules = recorder, layers, rules
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
@@ -102,11 +105,25 @@ class Functions(TorchFunctionMode):
                 return y
         elif "grouped_mm" in name and len(args) > 1 and kwargs.get("bias") is None:
             return _grouped(self.recorder, *args[:2])
+        elif name in NAMES and not self.recorder.paused:
+            return self._sized(func, name, args, kwargs)
         elif name in _HOOKS:
             self.recorder.hook(args[0], f"a call of {name}")
             if not args[0].requires_grad:
                 return RemovableHandle({})
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        return watched(func, out, self.recorder.sizes, self.recorder.decide_by_size) if name in _LOOKS else out
+
+    def _sized(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """A call that is given sizes."""
+        recorder = self.recorder
+        path = recorder.calls[recorder.call].path if recorder.stack else ""
+        if path in self.rules:
+            args = replaced(self.rules[path], name, args, kwargs)
+        out = func(*args, **kwargs)
+        found = sized(name, recorder.call, args, kwargs, out, recorder.number)
+        recorder.sized += [] if found is None else [found]
+        return out
 
 
 def _grouped(recorder: Recorder, x: Tensor, w: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch_tp.models.graph import Graph, Node
 
 aten = torch.ops.aten
 
-_NAMES = """alias as_strided chunk clone contiguous detach diagonal expand flip narrow permute repeat reshape roll select
-slice split split_with_sizes squeeze t transpose unbind unfold unsqueeze view _reshape_alias _unsafe_view"""
+_NAMES = """alias as_strided chunk clone contiguous detach diagonal expand flip narrow permute repeat reshape roll
+select slice split split_with_sizes squeeze t transpose unbind unfold unsqueeze view _reshape_alias _unsafe_view"""
 _LAYOUT = frozenset(getattr(aten, name) for name in _NAMES.split() if hasattr(aten, name))
 _COPIES = frozenset({aten.alias, aten.clone, aten.contiguous, aten.detach})
 _VIEWS = frozenset({aten.view, aten._unsafe_view})

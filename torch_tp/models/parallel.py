@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_tp.group import Group, GroupLike, find_group, find_or_detach
 from torch_tp.models.changes import Changes, changes_of
-from torch_tp.models.guard import Guard, described, kind_of
+from torch_tp.models.guard import Guard, described, kind_of, shapes_of
 from torch_tp.models.plan import Style, planned
 from torch_tp.models.report import Report, report_of
 
@@ -146,7 +146,8 @@ def _derived(module: nn.Module, group: Group, example: Any, strict: bool) -> tup
         )
     changes = changes_of(module, derived, group)
     kinds = [(each.training, *kind_of(module, each.args, each.kwargs)[1:]) for each in derived.followed]
-    changes.guard = Guard(_OWNER, kinds, strict) if group.size > 1 else None
+    shapes = [shapes_of(module, each.args, each.kwargs) for each in derived.followed]
+    changes.guard = Guard(_OWNER, kinds, shapes, derived.decided, strict) if group.size > 1 else None
     styles = dict.fromkeys(changes.layers.keys() & {*derived.attention}, "attention by heads")
     report = report_of(module, group.size, changes, styles, derived, "it was not called")
     return changes, replace(report, proven=described(kinds), notes=derived.notes)

@@ -31,6 +31,7 @@ class Derived:
         attention: paths of attention modules that are sharded by heads as modules.
         followed: the calls and modes that were followed.
         notes: what was not, and what a reader should know.
+        decided: lines of the model's code that decide by a size, which another call may have otherwise.
     """
 
     chains: Sequence[Chain]
@@ -41,6 +42,7 @@ class Derived:
     attention: Collection[str] = ()
     followed: Sequence[Example] = ()
     notes: Sequence[str] = ()
+    decided: Sequence[str] = ()
 
 
 def derive(model: nn.Module, P: int, calls: Sequence[Example]) -> Derived:
@@ -75,7 +77,10 @@ def derive(model: nn.Module, P: int, calls: Sequence[Example]) -> Derived:
     products = analysis.products
     whole = {name: why.get(name) or lost.get(name, "no chain has it") for name in products if name not in sharded}
     layers = {name: path for name, path in known.layers.items() if name in products}
-    return Derived(kept, gradients, whole, products, layers, analysis.attention, examples, notes)
+    decided = sorted({line for graph in graphs for line in graph.decided})
+    chance = sorted({line for graph in graphs for line in graph.by_chance})
+    notes += [f"at {', '.join(chance)} a random number decides; one of both ways was followed"] if chance else []
+    return Derived(kept, gradients, whole, products, layers, analysis.attention, examples, notes, decided)
 
 
 def _followed(model: nn.Module, calls: Sequence[Example], stand: Stand) -> tuple[list[Example], list[Graph], list[str]]:

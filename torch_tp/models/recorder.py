@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +13,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_tp.models.graph import Exit, Graph, ModuleCall, Node, Ref, Value, refs
+from torch_tp.models.sizes import Sized, calling_line
 
 aten = torch.ops.aten
-_FOREIGN = tuple(f"{Path(module.__file__ or '').parent}/" for module in (torch, sys.modules["torch_tp"]))
 _SMALL = 2**16  # entries of a constant that are worth keeping
 _RANDOM = frozenset({aten.rand, aten.randn, aten.randint, aten.randperm, aten.bernoulli, aten.uniform_, aten.normal_})
 
@@ -39,7 +37,10 @@ class Recorder:
         self.calls: list[ModuleCall] = []
         self.stack: list[int] = []
         self.hooked: dict[int, str] = {}
-        self.decided: dict[str, int] = {}
+        self.sizes: frozenset[int] = frozenset()  # those that another call may have otherwise
+        self.decided: set[str] = set()
+        self.by_chance: set[str] = set()
+        self.sized: list[Sized] = []
         self.paused = False
         self._observe = observe
         self._known: Any = WeakTensorKeyDictionary()
@@ -48,7 +49,17 @@ class Recorder:
 
     def graph(self, exits: Sequence[Exit] = ()) -> Graph:
         """The graph so far."""
-        return Graph(self.label, self.values, self.nodes, self.calls, exits, self.hooked)
+        return Graph(
+            self.label,
+            self.values,
+            self.nodes,
+            self.calls,
+            exits,
+            self.hooked,
+            self.sized,
+            sorted(self.decided),
+            sorted(self.by_chance),
+        )
 
     # Values.
 
@@ -102,14 +113,14 @@ class Recorder:
         taken = tuple(refs((taken_args, taken_kwargs)))
         if (taken and all(k in self._random for k in taken)) or (not taken and func.overloadpacket in _RANDOM):
             self._random.update(numbers)
-        self._append(Node(func, taken_args, taken_kwargs, numbers, self.call, _line(), tuple(written), taken))
+        self._append(Node(func, taken_args, taken_kwargs, numbers, self.call, calling_line(), tuple(written), taken))
 
     def word(self, operator: str, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> tuple[int, ...]:
         """Record what is one operation for the planner, though it is none of torch's."""
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         taken, named = self._refs((tuple(args), dict(kwargs)))
         numbers = tuple(self._result(each, inputs) for each in results)
-        self._append(Node(operator, taken, named, numbers, self.call, _line(), (), tuple(refs((taken, named)))))
+        self._append(Node(operator, taken, named, numbers, self.call, calling_line(), (), tuple(refs((taken, named)))))
         return numbers
 
     def alias(self, operator: str, tensor: Tensor, path: str, where: object, parameter: str = "") -> Tensor:
@@ -130,8 +141,13 @@ class Recorder:
         """What control flow may take a random number for; None if it is more than a random number."""
         if self.number(tensor) not in self._random:
             return None
-        self.decided.setdefault(_line(), self.number(tensor))
+        self.by_chance.add(calling_line())
         return {torch.bool: False}.get(tensor.dtype, 0.5 if tensor.is_floating_point() else 0)
+
+    def decide_by_size(self) -> None:
+        """Record that the model's code decides by a size."""
+        if not self.paused:
+            self.decided.add(calling_line())
 
     @property
     def call(self) -> int:
@@ -154,7 +170,7 @@ class Recorder:
 
     def hook(self, tensor: Tensor, what: str) -> None:
         """Record that a hook of the user will see the gradient of a tensor."""
-        self.hooked[self.number(tensor)] = f"{what} at {_line()}"
+        self.hooked[self.number(tensor)] = f"{what} at {calling_line()}"
 
     def replay(self) -> None:
         """Record that some code of the running modules runs again in the backward."""
@@ -190,11 +206,3 @@ def _written(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
     values = [*args, *(kwargs.get(each.name) for each in declared[len(args) :])]
     pairs = zip(declared, values, strict=False)
     return [v for each, v in pairs if each.alias_info and each.alias_info.is_write and isinstance(v, Tensor)]
-
-
-def _line() -> str:
-    """The innermost line that is neither torch's nor this library's."""
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_FOREIGN):
-        frame = frame.f_back
-    return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

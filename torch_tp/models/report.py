@@ -147,7 +147,10 @@ class _Teller:
             self.roles |= dict.fromkeys(chain.columns, "column") | dict.fromkeys(chain.rows, "row")
             self.slices |= chain.slices
             changed = (f"{'.'.join(filter(None, place))} is {value} on a rank" for place, value in chain.sizes.items())
-            self.notes[chain.columns[0]] = ", ".join(changed)
+            views = (
+                f"{name} at {line} gets the sizes of a rank" for rules in chain.rules.values() for line, name in rules
+            )
+            self.notes[chain.columns[0]] = ", ".join([*changed, *views])
 
     def units(
         self, path: str, module: nn.Module, own: Mapping[str, nn.Parameter]

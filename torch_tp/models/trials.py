@@ -16,8 +16,9 @@ from torch_tp.models.capture import Example, Stand, capture
 from torch_tp.models.chains import Attribute, Chain
 from torch_tp.models.compare import Comparison
 from torch_tp.models.failures import Parted, Unfollowable
-from torch_tp.models.graph import Node
+from torch_tp.models.graph import Graph, Node
 from torch_tp.models.recorder import Recorder
+from torch_tp.models.sizes import Rule, Site, local_rules
 
 _TRIALS = 100
 
@@ -69,7 +70,10 @@ class Trial:
             last[0] = recorder.graph().path(node.call)
             comparison.see(node, recorder)
 
-        stand = replace(self.stand, shapes=local_shapes(self.analysis, chains))
+        rules: dict[str, dict[Site, Rule]] = {}
+        for path, further in ((path, each) for chain in chains for path, each in chain.rules.items()):
+            rules.setdefault(path, {}).update(further)
+        stand = replace(self.stand, shapes=local_shapes(self.analysis, chains), rules=rules)
         try:
             with resized(self.model, chains):
                 capture(self.model, example, stand, see)
@@ -100,6 +104,23 @@ class Trial:
                                 found.setdefault(size, set()).add(size // copies)
         return found
 
+    def rules(self, chain: Chain) -> dict[str, dict[Site, Rule]]:
+        """The calls that give sizes of what the chain shards, with those of a rank."""
+        found: dict[str, dict[Site, Rule]] = {}
+        for sharding in self.analysis.shardings:
+            graph, comparison = sharding.graph, Comparison(sharding, chain.labels)
+            calls = [(each, graph.calls[each.call].path) for each in graph.sized if each.call >= 0]
+
+            def size(number: int, dim: int, graph: Graph = graph) -> int:
+                return graph.values[number].shape[dim]
+
+            def local(number: int, dim: int, graph: Graph = graph, comparison: Comparison = comparison) -> int:
+                return comparison.size(number, dim, graph.values[number].shape[dim])
+
+            for path, rules in local_rules(calls, local, size).items():
+                found.setdefault(path, {}).update(rules)
+        return found
+
 
 def confirmed(trial: Trial, chains: list[Chain]) -> Iterator[tuple[Chain, str]]:
     """Each chain with the reason why local shapes do not do, or an empty string; one by one only where all do not."""
@@ -110,8 +131,13 @@ def confirmed(trial: Trial, chains: list[Chain]) -> Iterator[tuple[Chain, str]]:
         return
     # What does for one chain of some shapes is tried on all of them at once: a model has many that are alike.
     for first in {_shapes(chain): chain for chain in reversed(chains)}.values():
-        if trial(first).why and (fitting := _fitting(trial, first)):
+        if not trial(first).why:
+            continue
+        if fitting := _fitting(trial, first):
             chains = [_alike(trial.model, first, chain, fitting) for chain in chains]
+        elif not trial(replace(first, rules=trial.rules(first))).why:
+            alike = [_shapes(chain) == _shapes(first) for chain in chains]
+            chains = [replace(c, rules=trial.rules(c)) if same else c for c, same in zip(chains, alike, strict=True)]
     if not trial(*chains).why:
         yield from ((chain, "") for chain in chains)
         return

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_tp.models.failures import Parted
 from torch_tp.models.graph import Graph, Node, Ref
-from torch_tp.models.layouts import Layout, layout_of, lays_out
+from torch_tp.models.layouts import Layout, computes, layout_of
 from torch_tp.models.recorder import Recorder
 from torch_tp.models.sharding import Sharding
 
@@ -52,13 +52,11 @@ class Comparison:
     _seen: dict[tuple[object, ...], bool] = field(default_factory=dict[tuple[object, ...], bool])
 
     def __post_init__(self) -> None:
-        graph = self.sharding.graph
-        self._expected = [node for node in graph.nodes if computes(node)]
-        self._dense = layouts(graph)
+        self._expected, self._dense = self.sharding.computed, self.sharding.layouts
 
     def see(self, node: Node, recorder: Recorder) -> None:
         """Compare one more node; raises `Parted`."""
-        graph = recorder.graph()
+        graph = recorder.live
         if not computes(node):
             self._run.update(layout_of(graph, node, self._run))
             return
@@ -166,20 +164,6 @@ class Comparison:
             return [str(entries)] if entries is not None else []
         leaves = pytree.tree_leaves((values, dict(node.kwargs)))
         return [repr(leaf) for leaf in leaves if not isinstance(leaf, Ref)]
-
-
-def computes(node: Node) -> bool:
-    """Whether an operation does more than lay elements out."""
-    return bool(node.results) and not lays_out(node)
-
-
-def layouts(graph: Graph) -> dict[int, Layout]:
-    """How each value that is only laid out is made of one that was computed."""
-    found: dict[int, Layout] = {}
-    for node in graph.nodes:
-        if not computes(node):
-            found.update(layout_of(graph, node, found))
-    return found
 
 
 def _where(graph: Graph, node: Node) -> str:

@@ -57,6 +57,20 @@ def lays_out(node: Node) -> bool:
     return node.operator in _EDGES or getattr(node.operator, "overloadpacket", None) in _LAYOUT
 
 
+def computes(node: Node) -> bool:
+    """Whether a node does more than lay elements out."""
+    return bool(node.results) and not lays_out(node)
+
+
+def layouts(graph: Graph) -> dict[int, Layout]:
+    """How each value that is only laid out is made of one that was computed."""
+    found: dict[int, Layout] = {}
+    for node in graph.nodes:
+        if node.results and lays_out(node):
+            found.update(layout_of(graph, node, found))
+    return found
+
+
 def layout_of(graph: Graph, node: Node, known: Mapping[int, Layout]) -> dict[int, Layout]:
     """The layouts of the results of a node that lays out."""
     before = known.get(node.inputs[0], Layout(node.inputs[0]))

@@ -46,6 +46,7 @@ class Recorder:
         self._known: Any = WeakTensorKeyDictionary()
         self._first: Any = WeakTensorKeyDictionary()
         self._random: set[int] = set()
+        self.live = Graph(label, self.values, self.nodes, self.calls)  # what there is so far, always
 
     def graph(self, exits: Sequence[Exit] = ()) -> Graph:
         """The graph so far."""

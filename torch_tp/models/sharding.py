@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch.utils import _pytree as pytree
 
 from torch_tp.models.cuts import NONE, Cuts, Place, label_of, split_label
 from torch_tp.models.graph import Graph, Node, Ref
+from torch_tp.models.layouts import Layout, computes, layouts
 from torch_tp.models.ledger import Ledger
 from torch_tp.models.operators import Operator, operator_of
 from torch_tp.models.rules import Call, Operand, contracted
@@ -118,6 +120,16 @@ class Sharding:
         if owner in self.known.buffers and not self.terms(number):
             return  # what is written into a sharded buffer is in it
         self.lose(self.labels(number), f"it is seen from outside, in {where}")
+
+    @cached_property
+    def computed(self) -> Sequence[Node]:
+        """The nodes that do more than lay elements out."""
+        return [node for node in self.graph.nodes if computes(node)]
+
+    @cached_property
+    def layouts(self) -> Mapping[int, Layout]:
+        """How each value that is only laid out is made of one that was computed."""
+        return layouts(self.graph)
 
     # What is known of a value.
 

@@ -55,7 +55,7 @@ class Trial:
     def __call__(self, *chains: Chain) -> Outcome:
         """How the runs go in which these chains have the shapes of one rank."""
         done = 0
-        for sharding, example in zip(self.analysis.shardings, self.examples, strict=True):
+        for sharding, example in zip(self.analysis.shardings, self.examples, strict=False):
             labels = frozenset[str]().union(*(chain.labels for chain in chains))
             outcome = self._run(Comparison(sharding, labels), example, chains)
             done += outcome.done
@@ -67,7 +67,7 @@ class Trial:
         last: list[tuple[str, ...]] = [()]
 
         def see(node: Node, recorder: Recorder) -> None:
-            last[0] = recorder.graph().path(node.call)
+            last[0] = recorder.live.path(node.call)
             comparison.see(node, recorder)
 
         rules: dict[str, dict[Site, Rule]] = {}
@@ -159,6 +159,7 @@ def _fitting(trial: Trial, chain: Chain) -> dict[Attribute, object]:
     is followed up first, and two at once are tried where one does not help.
     """
     options, holder = trial.changed(chain), _holder(chain)
+    full, trial = trial, replace(trial, examples=trial.examples[:1])
     seen: list[dict[Attribute, object]] = []
     waiting: list[tuple[Outcome, dict[Attribute, object]]] = [(trial(chain), {})]
     while waiting and len(seen) < _TRIALS:
@@ -174,7 +175,7 @@ def _fitting(trial: Trial, chain: Chain) -> dict[Attribute, object]:
                     continue
                 seen.append(given)
                 after = trial(replace(chain, sizes=given))
-                if not after.why:
+                if not after.why and not full(replace(chain, sizes=given)).why:
                     return given
                 if after.done > before.done:
                     further.append((after, given))

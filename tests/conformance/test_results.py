@@ -11,6 +11,7 @@ import pytest
 from records import FAILURE, run_at
 
 from conformance.__main__ import main
+from conformance.known import Known, default_file
 from conformance.reporting.command import RESULTS
 from conformance.reporting.record import Count, Coverage, KnownReason, Run, Sighting, new_report
 from conformance.reporting.record.plain import write_json
@@ -285,6 +286,20 @@ def test_the_command_writes_the_table(tmp_path: Path) -> None:
 
     assert main(["report", "--readme", str(readme), "--results", str(tmp_path)]) == 0
     assert readme.read_text() == with_table(f"{BEGIN}\n{END}\n", [results_for(RUN)])
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_what_is_committed_as_known_is_what_the_file_of_known_deviations_says(path: Path) -> None:
+    """Of every entry, those that depend on the machine too, on whichever machine the results were made."""
+    entries = Known.read(file).deviations if (file := default_file(path.stem)) else ()
+    assert {told.item: (told.clause, told.case, told.known) for told in read_results(path).failures if told.known} == {
+        f"known {entry.clause}-{number}": (
+            entry.clause,
+            str(entry.case),
+            KnownReason(entry.reason, entry.link, entry.machine),
+        )
+        for number, entry in enumerate(entries)
+    }
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

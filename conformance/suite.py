@@ -17,7 +17,7 @@ from conformance.known import Known
 from conformance.observers import Groups, Options, observer
 from conformance.reporting.failure.lost import lost_ranks
 from conformance.reporting.failure.stacks import shown
-from conformance.reporting.record import Failure
+from conformance.reporting.record import Failure, Sighting
 from conformance.tally import Tally
 from spec import STANDARD, Case, Clause, Finding, Observation, Truth, applicable, judge, normal
 
@@ -49,12 +49,14 @@ class Suite:
     Attributes:
         tally: what was judged so far.
         failures: what a report keeps of failures that were explained, if the options ask for it.
+        sightings: which of the known deviations that depend on the machine were there.
         observer: who runs the cases.
     """
 
     def __init__(self, options: Options) -> None:
         self.options, self.tally = options, Tally()
         self.failures: list[Failure] = []
+        self.sightings: list[Sighting] = []
         self.observer = observer(options)
         self._known = Known.read(options.known) if options.known else Known()
         self.begin_item()

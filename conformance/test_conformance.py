@@ -9,7 +9,7 @@ from conformance.enumeration import examine_all, small_cases
 from conformance.items import Item
 from conformance.known import Deviation
 from conformance.reporting.failure.raised import keep_known, raise_first
-from conformance.reporting.record import KnownReason
+from conformance.reporting.record import KnownReason, Sighting
 from conformance.strategies import cases
 from conformance.suite import Suite
 
@@ -50,6 +50,12 @@ def test_known_deviation_is_still_there(deviation: Deviation, suite: Suite) -> N
 
     assert not verdict.declined, f"{deviation.case} is declined: {verdict.declined}"
     assert not verdict.intermittent, verdict.intermittent
-    assert finding, f"{deviation.case} does not break {deviation.clause} any more: take the entry out"
-    keep_known(suite, verdict, finding, KnownReason(deviation.reason, deviation.link))
+    known = KnownReason(deviation.reason, deviation.link, deviation.machine)
+    if deviation.machine:
+        place = deviation.clause, deviation.case.world, deviation.case.layer
+        suite.sightings.append(Sighting(*place, "", str(deviation.case), known, bool(finding)))
+    else:
+        assert finding, f"{deviation.case} does not break {deviation.clause} any more: take the entry out"
+    if finding:
+        keep_known(suite, verdict, finding, known)
     raise_first(suite.options, verdict, suite.blamed(verdict))

@@ -10,6 +10,11 @@
 `when` holds fields of Case that must be equal (and rows, the product of the batch; batch_dims, how many there are;
 compute_dtype); a list means any of its values. `case` is one line that shows the deviation. The file is strict: the
 suite runs each `case`, and an entry whose case does not break its clause any more fails the run.
+
+Where the bits of a product decide, the same layer may deviate with one processor and not with another. Such an entry
+says so, in words, and then its case may break its clause or not; the report tells which of both was seen:
+
+    machine = "for a single row MKL takes another kernel, which with AVX-512 rounds alike"
 """
 
 from __future__ import annotations
@@ -39,13 +44,18 @@ def default_file(impl: str) -> str:
 
 @dataclass(frozen=True)
 class Deviation:
-    """One entry."""
+    """One entry.
+
+    Attributes:
+        machine: what of the machine decides whether it is there; empty where it is there on every one.
+    """
 
     clause: str
     case: Case
     reason: str
     when: Mapping[str, Any] = field(default_factory=dict[str, Any])
     link: str = ""
+    machine: str = ""
 
     def explains(self, clause: str, case: Case) -> bool:
         """Whether a violation of `clause` by `case` is this one."""
@@ -90,6 +100,13 @@ def _condition(name: str, value: Any) -> Any:
     return [tuple(entry) for entry in value] if several else tuple(value)
 
 
+def _check_machine(where: str, entry: Mapping[str, Any]) -> None:
+    """A mark that gives no reason would make any entry lenient."""
+    machine = entry.get("machine", "unmarked")
+    if not isinstance(machine, str) or not machine.strip():
+        raise BadKnownFile(f"{where}: has machine = {machine!r}; say in words what of the machine it depends on")
+
+
 def _deviation(where: str, entry: Any) -> Deviation:
     if not isinstance(entry, dict):
         raise BadKnownFile(f"{where}: is no table; write [[deviation]]")
@@ -100,6 +117,7 @@ def _deviation(where: str, entry: Any) -> Deviation:
         raise BadKnownFile(f"{where}: missing {missing}, unknown {unknown}; an entry has {sorted(names)}")
     if entry["clause"] not in REGISTER:
         raise BadKnownFile(f"{where}: there is no clause {entry['clause']!r}; `python -m spec` lists them")
+    _check_machine(where, entry)
     when = entry.get("when", {})
     foreign = [name for name in when if name not in _CONDITIONS] if isinstance(when, dict) else when
     if foreign:
@@ -113,7 +131,7 @@ def _deviation(where: str, entry: Any) -> Deviation:
         kind = type(getattr(case, name))
         if any(type(one) is not kind for one in (value if isinstance(value, list) else [value])):
             raise BadKnownFile(f"{where}: `when` has {name} = {entry['when'][name]!r}; of a Case it is {kind.__name__}")
-    made = Deviation(entry["clause"], case, entry["reason"], when, entry.get("link", ""))
+    made = Deviation(entry["clause"], case, entry["reason"], when, entry.get("link", ""), entry.get("machine", ""))
     if not made.explains(made.clause, case):
         raise BadKnownFile(f"{where}: `when` does not fit its own `case` {case}")
     return made

@@ -68,7 +68,7 @@ def suite(pytestconfig: pytest.Config) -> Suite:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """A failure that is as small as it gets is diagnosed; one of ranks that did not come back fails its test too."""
     suite = item.config.stash[SUITE]
-    suite.tally, suite.failures = Tally(), []
+    suite.tally, suite.failures, suite.sightings = Tally(), [], []
     suite.begin_item()
     core.global_force_seed = seed_of(str(item.config.getoption("--hypothesis-seed")), item.name)
     if is_hypothesis_test(item.obj):

@@ -37,7 +37,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     tally, reachable = config.stash[COLLECTOR].tally, items_of(config.stash[SUITE])
     strict = config.stash[SUITE].declaration.strict
     laws = config.stash[COLLECTOR].laws.lines(options.world_sizes)
-    for line in [*closing_table(tally, options.world_sizes, not_run, strict), *laws, *summary(tally, reachable)]:
+    known = [sighting.line() for sighting in config.stash[COLLECTOR].sightings]
+    table = closing_table(tally, options.world_sizes, not_run, strict)
+    for line in [*table, *known, *laws, *summary(tally, reachable)]:
         terminalreporter.write_line(line)
     file = config.getoption("--cells")
     if file:

@@ -24,7 +24,7 @@ FILES = sorted(path.name for path in EXAMPLES.iterdir() if path.is_file())
 SUITE = "python -m pytest -p conformance.plugin --pyargs conformance"
 PART = f'{SUITE} --impl mine.py:Mine -k "run-column or run-row" -n 2'
 WHOLE = f"{SUITE} --impl mine.py:Mine -n 2"
-KNOWN = f'{SUITE} --impl mine.py:Mine --known known.toml -k "precision-row-P1 or known"'
+KNOWN = f'{SUITE} --impl mine.py:Mine --known known.toml -k "run-row-P2 or known"'
 JAX = f'{SUITE} --impl mine_jax.py:Mine --known known_jax.toml -k "run-column or run-row" -n 2'
 NEUTRAL = f"{SUITE} --impl neutral.py:Columns -k run-column"
 REPLAY = 'python -m conformance replay --impl mine.py:Mine "row P=2 batch=2 in=2 out=1 float32 bias seed=0"'
@@ -82,10 +82,10 @@ def place(where: Path, *names: str, edit: tuple[str, str] = ("", "")) -> None:
         (where / "my_layers.py").write_text(text.replace(old, new))
 
 
-def run(where: Path, command: str, chosen: str = "") -> CompletedProcess[str]:
+def run(where: Path, command: str, chosen: str = "", **variables: str) -> CompletedProcess[str]:
     """A command of the documents, with other items if they are too many here."""
     words = [sys.executable, *shlex.split(command)[1:], *(["-k", chosen] if chosen else [])]
-    environment = os.environ | {"CI": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"CI": "1", "CUDA_VISIBLE_DEVICES": ""} | variables
     return subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -123,25 +123,41 @@ def test_the_planted_bug_is_reported_as_the_text_shows(tmp_path: Path) -> None:
 
 
 def test_a_known_deviation_passes_while_it_is_there_and_no_longer(tmp_path: Path) -> None:
-    place(tmp_path, "my_layers.py", "mine.py", "known.toml", edit=(fenced(GUIDE)[4], ""))
-    done = run(tmp_path, KNOWN, "precision-row-P1-float64 or known")
+    planted, right = fenced(GUIDE)[4:6]
+    place(tmp_path, "my_layers.py", "mine.py", "known.toml", edit=(right, planted))
+    done = run(tmp_path, KNOWN, "run-row-P2-bfloat16 or known")
 
     assert done.returncode == pytest.ExitCode.OK, done.stdout
-    assert re.search(r"^one-rank\.bits +known ", done.stdout, re.M), done.stdout
+    assert re.search(r"^collectives\.dtype +- +known ", done.stdout, re.M), done.stdout
 
     place(tmp_path, "my_layers.py")
     done = run(tmp_path, KNOWN, "known")
 
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "does not break one-rank.bits any more: take the entry out" in done.stdout
+    assert "does not break collectives.dtype any more: take the entry out" in done.stdout
 
 
 def test_without_the_entry_that_deviation_fails(tmp_path: Path) -> None:
-    place(tmp_path, "my_layers.py", "mine.py", edit=(fenced(GUIDE)[4], ""))
-    done = run(tmp_path, WHOLE, "precision-row-P1-float64")
+    planted, right = fenced(GUIDE)[4:6]
+    place(tmp_path, "my_layers.py", "mine.py", edit=(right, planted))
+    done = run(tmp_path, WHOLE, "run-row-P2-bfloat16")
 
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "one-rank.bits (MUST): " in done.stdout
+    assert "collectives.dtype (MUST): " in done.stdout
+
+
+def test_a_deviation_in_bits_alone_passes_with_every_processor(tmp_path: Path) -> None:
+    """Without its branch for a single rank the layer has it with some; the entry that the text marks fits all."""
+    (marked,) = (block for block in fenced(GUIDE) if block.startswith("[[deviation]]"))
+    branch = "        if self.size == 1:\n            return F.linear(x, self.weight, self.bias)\n"
+    place(tmp_path, "my_layers.py", "mine.py", edit=(branch, ""))
+    (tmp_path / "known.toml").write_text(marked)
+    for kernels in ({}, {"MKL_CBWR": "COMPATIBLE"}):
+        done = run(tmp_path, KNOWN, "precision-row-P1-float64 or known", **kernels)
+
+        assert done.returncode == pytest.ExitCode.OK, done.stdout
+        (seen,) = re.findall(r"^depends on the machine, (not )?seen in this run: one-rank\.bits ", done.stdout, re.M)
+        assert bool(re.search(r"^one-rank\.bits +known ", done.stdout, re.M)) == (not seen), done.stdout
 
 
 def test_the_jax_example_conforms(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from conformance.known import deviations as room
 from conformance.observers import InProcess, Options
 from conformance.plugin import options as command_line
 from conformance.plugin.collection import not_looked_for
+from conformance.reporting.record import KnownReason, Sighting
 from conformance.suite import Suite
 from conformance.test_conformance import test_known_deviation_is_still_there as still_there
 from spec import Case, ContractViolation
@@ -28,7 +29,7 @@ case = "{LINE}"
 reason = "the bias lives on rank 0 only"
 link = "https://example.org/thread"
 """
-FIELDS = "['case', 'clause', 'link', 'reason', 'when']"
+FIELDS = "['case', 'clause', 'link', 'machine', 'reason', 'when']"
 
 
 def read(tmp_path: Path, text: str) -> Known:
@@ -44,6 +45,12 @@ def test_an_entry_holds_what_the_file_says(tmp_path: Path) -> None:
     assert entry.reason == "the bias lives on rank 0 only"
     assert entry.when == {"layer": "row", "bias": True}
     assert entry.link == "https://example.org/thread"
+    assert entry.machine == ""
+
+
+def test_an_entry_may_say_what_of_the_machine_it_depends_on(tmp_path: Path) -> None:
+    (entry,) = read(tmp_path, ENTRY + 'machine = "which kernel is called"\n').deviations
+    assert entry.machine == "which kernel is called"
 
 
 def test_a_file_may_be_empty(tmp_path: Path) -> None:
@@ -70,6 +77,13 @@ def test_a_file_may_be_empty(tmp_path: Path) -> None:
         (
             ENTRY.replace("bias = true", 'dtype = ["float32", 16]'),
             ", entry 1: `when` has dtype = ['float32', 16]; of a Case it is str",
+        ),
+        *(
+            (
+                ENTRY + f"machine = {value}\n",
+                f", entry 1: has machine = {shown}; say in words what of the machine it depends on",
+            )
+            for value, shown in (("true", "True"), ('""', "''"), ('" "', "' '"))
         ),
         (ENTRY.replace("bias = true", "batch = 1"), ", entry 1: `when` has batch = 1; of a Case it is tuple"),
         (ENTRY.replace("bias = true", "dtype = []"), f", entry 1: `when` does not fit its own `case` {LINE}"),
@@ -222,6 +236,47 @@ def test_an_entry_whose_case_breaks_nothing_fails() -> None:
     entry = Deviation("row.backward.bias-grad", Case.parse(LINE), "divided")
     with pytest.raises(AssertionError, match=r"does not break row\.backward\.bias-grad any more: take the entry out"):
         still_there(entry, suite())
+
+
+MARK = "which kernel is called"
+
+
+@pytest.mark.parametrize(("clause", "seen"), [("column.backward.input-grad-reduced", True), ("ranks.alive", False)])
+def test_an_entry_that_depends_on_the_machine_passes_either_way_and_says_which(clause: str, seen: bool) -> None:
+    examined = suite()
+    entry = Deviation(clause, Case.parse(UNREDUCED), "not reduced", link="here", machine=MARK)
+    examined._known = Known((entry, *(Deviation(name, Case.parse(UNREDUCED), "not reduced") for name in NAMES)))
+
+    still_there(entry, examined)
+
+    known = KnownReason("not reduced", "here", MARK)
+    assert examined.sightings == [Sighting(clause, 2, "column", "", UNREDUCED, known, seen)]
+
+
+@pytest.mark.parametrize("clause", ["column.backward.input-grad-reduced", "ranks.alive"])
+def test_the_mark_excuses_nothing_that_the_case_breaks_besides(clause: str) -> None:
+    examined = suite()
+    entry = Deviation(clause, Case.parse(UNREDUCED), "not reduced", machine=MARK)
+    examined._known = Known((entry,))
+    with pytest.raises(ContractViolation, match=r"\(MUST\)"):
+        still_there(entry, examined)
+
+
+def test_the_mark_of_one_entry_makes_no_other_lenient() -> None:
+    examined = suite()
+    marked = Deviation("row.backward.bias-grad", Case.parse(LINE), "divided", machine=MARK)
+    plain = Deviation("row.backward.bias-grad", Case.parse(LINE), "divided")
+    examined._known = Known((marked, plain))
+    with pytest.raises(AssertionError, match=r"does not break row\.backward\.bias-grad any more: take the entry out"):
+        still_there(plain, examined)
+    assert examined.sightings == []
+
+
+def test_an_entry_that_depends_on_the_machine_must_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    examined = suite()
+    monkeypatch.setattr(examined.observer.adapter, "declines", lambda case: "has no row")
+    with pytest.raises(AssertionError, match=r"seed=0 is declined: has no row"):
+        still_there(Deviation("row.backward.bias-grad", Case.parse(LINE), "divided", machine=MARK), examined)
 
 
 def test_an_entry_whose_case_is_declined_fails_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

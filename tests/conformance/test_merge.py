@@ -13,7 +13,7 @@ from records import FAILURE, WHO, run_at
 
 from conformance.__main__ import main
 from conformance.items import items
-from conformance.reporting.record import Coverage, Run, new_report, suite_version
+from conformance.reporting.record import Coverage, KnownReason, Run, Sighting, new_report, suite_version
 from conformance.reporting.record.merge import merged
 from conformance.reporting.record.plain import data, write_json
 from conformance.reporting.record.read import Unusable, read_report
@@ -35,6 +35,16 @@ def other(run: Run, **changes: Any) -> Run:
 def test_one_report_is_itself(tmp_path: Path) -> None:
     run = run_at(1, 2, 4, failures=(FAILURE,))
     assert merged([written(tmp_path, run)]) == new_report([run])
+
+
+def test_what_depends_on_the_machine_is_added_up(tmp_path: Path) -> None:
+    first = Sighting(
+        "one-rank.bits", 2, "row", "known one-rank.bits-0", "row", KnownReason("on purpose", "", "x"), True
+    )
+    second = replace(first, item="known one-rank.bits-1", seen=False)
+    parts = run_at(2, names=ROW, sightings=(first,)), run_at(2, names=REST, sightings=(second,))
+    (run,) = merged([written(tmp_path / str(n), part) for n, part in enumerate(parts)]).runs
+    assert run.sightings == (first, second)
 
 
 def test_a_report_may_be_named_by_its_folder_or_by_its_file(tmp_path: Path) -> None:

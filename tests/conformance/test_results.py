@@ -11,12 +11,21 @@ import pytest
 from records import FAILURE, run_at
 
 from conformance.__main__ import main
+from conformance.known import Known, default_file
 from conformance.reporting.command import RESULTS
-from conformance.reporting.record import Count, Coverage, KnownReason, Run, new_report
+from conformance.reporting.record import Count, Coverage, KnownReason, Run, Sighting, new_report
 from conformance.reporting.record.plain import write_json
 from conformance.reporting.record.read import Unusable
 from conformance.reporting.results.compare import check_results
-from conformance.reporting.results.kept import Results, committed_in, read_results, results_of, text_of, write_results
+from conformance.reporting.results.kept import (
+    Results,
+    Told,
+    committed_in,
+    read_results,
+    results_of,
+    text_of,
+    write_results,
+)
 from conformance.reporting.results.table import BEGIN, END, group_of, table, with_table
 from spec import REGISTER
 
@@ -110,6 +119,51 @@ def test_every_cell_that_differs_is_listed(tmp_path: Path) -> None:
         "  row.forward.value at world size 1: pass in mine.json, fail in this run",
         "  row.forward.value at world size 4: nothing in mine.json, unsupported in this run",
         "  torch is 3, and was 2.13.0",
+    ]
+
+
+# What depends on the machine
+
+MARKED = KnownReason("on purpose", "", "which kernel is called")
+PLACE = "row.forward.value", 2, "row", "known row.forward.value-0", FAILURE.case
+SEEN = replace(
+    counted(RUN, Count("row.forward.value", 2, "row", 3, 1, 0, 0), Count("ranks.alive", 2, "row", 3, 0, 0, 0)),
+    failures=(replace(FAILURE, item=PLACE[3], known=MARKED),),
+    sightings=(Sighting(*PLACE, MARKED, True),),
+)
+UNSEEN = replace(
+    counted(RUN, Count("row.forward.value", 2, "row", 3, 0, 0, 0), Count("ranks.alive", 2, "row", 3, 0, 0, 0)),
+    failures=(),
+    sightings=(Sighting(*PLACE, MARKED, False),),
+)
+
+
+def test_results_are_the_same_whether_what_depends_on_the_machine_was_seen_or_not() -> None:
+    seen, unseen = results_for(SEEN), results_for(UNSEEN)
+    assert seen.failures == unseen.failures == (Told(*PLACE, MARKED, ()),)
+    assert seen.verdicts == unseen.verdicts == {("row.forward.value", 2): "known", ("ranks.alive", 2): "pass"}
+    assert table([seen]) == table([unseen])
+
+
+@pytest.mark.parametrize(("kept", "now"), [(SEEN, UNSEEN), (UNSEEN, SEEN)])
+def test_what_depends_on_the_machine_is_no_difference(kept: Run, now: Run, tmp_path: Path) -> None:
+    write_results(new_report([kept]), tmp_path)
+    assert check_results(new_report([now]), tmp_path) == []
+
+
+def test_without_the_mark_the_same_is_a_difference(tmp_path: Path) -> None:
+    (path,) = write_results(new_report([SEEN]), tmp_path)
+    assert check_results(new_report([replace(UNSEEN, sightings=())]), tmp_path) == [
+        f"mine: 1 verdicts are not those in {path} (verdicts are compared, counts are not)",
+        "  row.forward.value at world size 2: known in mine.json, pass in this run",
+    ]
+
+
+def test_a_failure_is_a_difference_though_its_clause_has_the_mark(tmp_path: Path) -> None:
+    write_results(new_report([SEEN]), tmp_path)
+    failed = counted(SEEN, Count("row.forward.value", 2, "row", 3, 2, 1, 0), Count("ranks.alive", 2, "row", 3, 0, 0, 0))
+    assert check_results(new_report([failed]), tmp_path)[1:] == [
+        "  row.forward.value at world size 2: known in mine.json, fail in this run"
     ]
 
 
@@ -232,6 +286,20 @@ def test_the_command_writes_the_table(tmp_path: Path) -> None:
 
     assert main(["report", "--readme", str(readme), "--results", str(tmp_path)]) == 0
     assert readme.read_text() == with_table(f"{BEGIN}\n{END}\n", [results_for(RUN)])
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_what_is_committed_as_known_is_what_the_file_of_known_deviations_says(path: Path) -> None:
+    """Of every entry, those that depend on the machine too, on whichever machine the results were made."""
+    entries = Known.read(file).deviations if (file := default_file(path.stem)) else ()
+    assert {told.item: (told.clause, told.case, told.known) for told in read_results(path).failures if told.known} == {
+        f"known {entry.clause}-{number}": (
+            entry.clause,
+            str(entry.case),
+            KnownReason(entry.reason, entry.link, entry.machine),
+        )
+        for number, entry in enumerate(entries)
+    }
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -142,6 +143,25 @@ def test_a_known_deviation_that_is_gone_fails_the_run(tmp_path: Path) -> None:
 
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "does not break row.backward.bias-grad any more: take the entry out" in done.stdout
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_a_known_deviation_that_depends_on_the_machine_passes_and_the_report_says_which(
+    planted: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "known.toml").write_text(DEVIATION + 'machine = "which kernel is called"\n')
+    which = ["--impl", f"{MUTANTS / 'bias.py'}:BiasDividedBeforeReduction"] if planted else []
+    done = conformance(tmp_path, *which, "--known", "known.toml", "-k", "known", "-n", "1", "--report", "out")
+    (sighting,) = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][0]["sightings"]
+
+    assert done.returncode == pytest.ExitCode.OK, done.stdout
+    line = (
+        f"depends on the machine, {'seen' if planted else 'not seen'} in this run: row.backward.bias-grad"
+        " (row P=2 batch=1 in=2 out=1 float32 bias seed=0): which kernel is called"
+    )
+    assert line in done.stdout.splitlines()
+    assert (sighting["seen"], sighting["item"]) == (planted, "known row.backward.bias-grad-0")
+    assert line in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_failure_that_does_not_come_back_fails_the_run(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def _facts(run: Run) -> str:
         ("draws", f"profile {how.profile}, seed {how.seed}"),
         ("otherwise", "; ".join(who.semantics)),
         ("strict", "a SHOULD counts as a MUST" if who.strict else ""),
+        ("machine", "; ".join(sighting.line() for sighting in run.sightings)),
     ]
     told = "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in rows if text) + "</dl>"
     flags = ", ".join(f"{name}={value}" for name, value in who.flags.items())

@@ -54,7 +54,8 @@ def _known(known: KnownReason | None) -> str:
         return ""
     safe = known.link.startswith(("https://", "http://"))
     link = f' <a href="{escape(known.link)}" rel="noreferrer">{escape(known.link)}</a>' if safe else escape(known.link)
-    return f'<p class="reason"><strong>Known deviation:</strong> {escape(known.reason)} {link}</p>'
+    machine = f" Whether it is there depends on the machine: {escape(known.machine)}." if known.machine else ""
+    return f'<p class="reason"><strong>Known deviation:</strong> {escape(known.reason)} {link}{machine}</p>'
 
 
 def _diagnosis(diagnosis: DiagnosisText) -> str:

@@ -4,7 +4,7 @@ All of it is frozen data, as JSON by `plain`. A matrix cell has one verdict, for
 committed results alike.
 """
 
-from conformance.reporting.record.failure import DiagnosisText, Failure, KnownReason, ViolationText
+from conformance.reporting.record.failure import DiagnosisText, Failure, KnownReason, Sighting, ViolationText
 from conformance.reporting.record.report import (
     FILE,
     FORMAT,
@@ -42,6 +42,7 @@ __all__ = [
     "Report",
     "Run",
     "RunOptions",
+    "Sighting",
     "SuiteVersion",
     "Verdict",
     "ViolationText",

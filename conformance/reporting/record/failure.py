@@ -8,10 +8,33 @@ from typing import Any
 
 @dataclass(frozen=True)
 class KnownReason:
-    """Why a deviation is known."""
+    """Why a deviation is known.
+
+    Attributes:
+        machine: what of the machine decides whether it is there; empty where it is there on every one.
+    """
 
     reason: str
     link: str
+    machine: str = ""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Whether a run saw a known deviation that depends on the machine."""
+
+    clause: str
+    world: int
+    layer: str
+    item: str
+    case: str
+    known: KnownReason
+    seen: bool
+
+    def line(self) -> str:
+        """What there is to say of it."""
+        here = "seen in this run" if self.seen else "not seen in this run"
+        return f"depends on the machine, {here}: {self.clause} ({self.case}): {self.known.machine}"
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ def _sum(one: Run, two: Run, where: str, path: str) -> Run:
         declined=_added(one.declined + two.declined, lambda n: (n.reason, n.layer, n.world), _declined),
         intermittent=one.intermittent + two.intermittent,
         failures=one.failures + two.failures,
+        sightings=one.sightings + two.sightings,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from conformance.items import items
-from conformance.reporting.record.failure import Failure
+from conformance.reporting.record.failure import Failure, Sighting
 from conformance.reporting.record.verdict import Verdict, verdict
 from spec import REGISTER
 from spec.case import FUSED
@@ -111,6 +111,7 @@ class Run:
         missing: why it is not all of the suite, as sentences; none where it is complete.
         examples: world size, as text, to examples judged.
         intermittent: failures that did not come back, as text.
+        sightings: of the known deviations that depend on the machine, each that was looked for.
     """
 
     implementation: Implementation
@@ -124,6 +125,7 @@ class Run:
     declined: tuple[Declined, ...]
     intermittent: tuple[str, ...]
     failures: tuple[Failure, ...]
+    sightings: tuple[Sighting, ...] = ()
 
     @property
     def verdicts(self) -> dict[tuple[str, int], Verdict]:

@@ -11,7 +11,7 @@ from conformance.adapters.protocol import Declaration
 from conformance.coverage.cells import clauses_by_flags, variants
 from conformance.items import items
 from conformance.observers import Options
-from conformance.reporting.record.failure import Failure
+from conformance.reporting.record.failure import Failure, Sighting
 from conformance.reporting.record.run import (
     Count,
     Coverage,
@@ -35,6 +35,7 @@ def run_of(
     done: ItemsRun,
     tally: Tally,
     failures: Sequence[Failure] = (),
+    sightings: Sequence[Sighting] = (),
 ) -> Run:
     """The record of a run of these items, which found this."""
     how = RunOptions(options.world_sizes, options.backend, options.device, options.clauses, profile, seed)
@@ -60,6 +61,7 @@ def run_of(
         tuple(Declined(*place, n) for place, n in sorted(tally.declined.items())),
         tuple(tally.intermittent),
         tuple(failures),
+        tuple(sightings),
     )
 
 

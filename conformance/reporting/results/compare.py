@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conformance.reporting.record import Report, Run
 from conformance.reporting.record.read import Unusable
-from conformance.reporting.results.kept import file_name, place_of, read_results
+from conformance.reporting.results.kept import file_name, place_of, read_results, verdicts_on_any_machine
 
 
 def check_results(report: Report, folder: Path) -> list[str]:
@@ -20,7 +20,7 @@ def _differences(run: Run, path: Path) -> list[str]:
         committed = read_results(path)
     except Unusable as error:
         return [f"{name}: {error}; python -m conformance report REPORT --results {path.parent} writes it"]
-    before, now = committed.verdicts, {key: str(value) for key, value in run.verdicts.items()}
+    before, now = committed.verdicts, verdicts_on_any_machine(run)
     lines = [
         f"  {clause} at world size {world}: {before.get((clause, world), 'nothing')} in {path.name},"
         f" {now.get((clause, world), 'nothing')} in this run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Told:
-    """A failure or known deviation without its numbers."""
+    """A failure or known deviation without its numbers; of what depends on the machine, what is the same on all."""
 
     clause: str
     world: int
@@ -99,13 +100,27 @@ def _results(suite: SuiteVersion, run: Run) -> Results:
         judged[count.clause, count.world] += count.judged
         broken[count.clause, count.world] += count.broken
     matrix: dict[str, dict[str, Cell]] = {}
-    for key, verdict in sorted(run.verdicts.items(), key=lambda entry: place_of(entry[0])):
+    for key, verdict in sorted(verdicts_on_any_machine(run).items(), key=lambda entry: place_of(entry[0])):
         matrix.setdefault(key[0], {})[str(key[1])] = Cell(verdict, judged[key], broken[key])
-    told = [
-        Told(f.clause, f.world, f.layer, f.item, f.case, f.known, f.diagnosis.looks)
-        for f in sorted(run.failures, key=lambda f: (*place_of((f.clause, f.world)), f.item))
-    ]
-    return Results(FORMAT, suite, run.implementation, run.options, run.examples, matrix, run.declined, tuple(told))
+    told = tuple(sorted(_told(run), key=lambda f: (*place_of((f.clause, f.world)), f.item)))
+    return Results(FORMAT, suite, run.implementation, run.options, run.examples, matrix, run.declined, told)
+
+
+def verdicts_on_any_machine(run: Run) -> dict[Key, str]:
+    """(clause, world size) -> verdict, and *known* where a run on another machine would have seen a known deviation."""
+    depends = {(sighting.clause, sighting.world) for sighting in run.sightings}
+    return {
+        key: "known" if verdict == "pass" and key in depends else str(verdict) for key, verdict in run.verdicts.items()
+    }
+
+
+def _told(run: Run) -> Iterator[Told]:
+    """What depends on the machine is told from its entry alone, whether it was seen or not."""
+    for f in run.failures:
+        if not (f.known and f.known.machine):
+            yield Told(f.clause, f.world, f.layer, f.item, f.case, f.known, f.diagnosis.looks)
+    for s in run.sightings:
+        yield Told(s.clause, s.world, s.layer, s.item, s.case, s.known, ())
 
 
 def place_of(key: Key) -> tuple[int, str, int]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from conformance.models.told import Laws
-from conformance.reporting.record import Failure, ItemsRun
+from conformance.reporting.record import Failure, ItemsRun, Sighting
 from conformance.reporting.record.plain import data, record_of
 from conformance.suite import Suite
 from conformance.tally import Tally
@@ -31,7 +31,8 @@ _TEST: Final = re.compile(rf"\btest_conformance\.py::(?P<function>{'|'.join(_WOR
 def found_in(suite: Suite, nodeid: str) -> dict[str, Any]:
     """What a test found, as plain data for its report."""
     failures = [replace(failure, item=name_of(nodeid)) for failure in suite.failures]
-    return {"tally": suite.tally.as_data(), "failures": data(failures)}
+    sightings = [replace(sighting, item=name_of(nodeid)) for sighting in suite.sightings]
+    return {"tally": suite.tally.as_data(), "failures": data(failures), "sightings": data(sightings)}
 
 
 def name_of(nodeid: str) -> str:
@@ -44,7 +45,7 @@ class Collector:
     """What the tests of a run found, added up in the process that reports.
 
     Attributes:
-        tally, failures: of all tests that told what they found.
+        tally, failures, sightings: of all tests that told what they found.
         laws: what was judged of whole models.
         planned, ran: names of tests; lost: sentences about those that ended without a word.
     """
@@ -52,6 +53,7 @@ class Collector:
     def __init__(self) -> None:
         self.tally = Tally()
         self.failures: list[Failure] = []
+        self.sightings: list[Sighting] = []
         self.laws = Laws()
         self.planned: tuple[str, ...] = ()
         self.ran: dict[str, None] = {}
@@ -75,6 +77,7 @@ class Collector:
             self.ran[name] = None
             self.tally.add(Tally.from_data(found["tally"]))
             self.failures += record_of(tuple[Failure, ...], found["failures"])
+            self.sightings += record_of(tuple[Sighting, ...], found["sightings"])
         elif name and report.failed and report.when != "teardown":
             how = "its set-up failed" if report.when == "setup" else "the process that ran it ended"
             self.lost.append(f"{name} told nothing: {how}")

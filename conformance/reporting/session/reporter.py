@@ -65,7 +65,8 @@ class Reporter:
         profile = settings.get_current_profile_name(), str(session.config.getoption("--hypothesis-seed"))
         done = self.found.items_run(reasons(session, exitstatus))
         declared, options = self.suite.declaration, self.suite.options
-        report = new_report([run_of(declared, options, *profile, done, self.found.tally, self.found.failures)])
+        found = self.found.tally, self.found.failures, self.found.sightings
+        report = new_report([run_of(declared, options, *profile, done, *found)])
         if self.folder:
             self.lines += [f"report written to {path}" for path in write_report(self.folder, report)]
         if check:

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_tp.attention import unfit
 from torch_tp.models.cuts import label_of
-from torch_tp.models.keeping import Kept
 from torch_tp.models.ledger import Ledger
 from torch_tp.models.operations import tensors_in
+from torch_tp.models.snapshot import Snapshot
 from torch_tp.models.trace import Run, Step
 
 aten = torch.ops.aten
@@ -183,11 +183,11 @@ def _functions(run: Run) -> Iterator[None]:
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Whatever is done to a model meanwhile, such as what its forward keeps, is undone."""
-    kept = Kept(model, data=False)
+    kept = Snapshot(model, values=False)
     try:
         yield
     finally:
-        kept.put_back()
+        kept.restore()
 
 
 def _tell(model: nn.Module, run: Run) -> None:

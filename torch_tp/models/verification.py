@@ -31,7 +31,7 @@ from torch_tp import c10d
 from torch_tp.errors import VerificationError
 from torch_tp.group import Group
 from torch_tp.linear import ShardedLinear
-from torch_tp.models.keeping import Kept
+from torch_tp.models.snapshot import Snapshot
 from torch_tp.placements import Placement, Shard
 
 _RUNS = 3
@@ -70,17 +70,17 @@ def verified(
     given, dense = _dense(owner, module, paths, examples, with_data)
     bounds = _bounds(module, paths, given, dense, group.size)
     _refuse(owner, _senseless(dense, bounds))
-    kept = Kept(module)
+    kept = Snapshot(module, values=True)
     try:
         wrap()
         cut = _run(module, paths, given)
         verdict = _judged(module, group, dense, cut, bounds)
         ratios, failed = _agreed_or_not(verdict, group)
     except BaseException:
-        kept.put_back()
+        kept.restore()
         raise
     if failed:
-        kept.put_back()
+        kept.restore()
         raise VerificationError(f"{owner}: over P = {group.size} ranks {failed}; the model is as it was")
     return _summary(dense, bounds, max(ratios))
 
@@ -242,7 +242,7 @@ def _watched(module: nn.Module, paths: Collection[str], run: _Run) -> Iterator[N
 @contextmanager
 def _nothing_left_behind(module: nn.Module) -> Iterator[None]:
     """A module's state and the random state, which is the same in each run, are put back."""
-    kept = Kept(module)
+    kept = Snapshot(module, values=True)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         # Not torch.manual_seed, which reaches devices that are not put back.
@@ -252,7 +252,7 @@ def _nothing_left_behind(module: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            kept.put_back()
+            kept.restore()
 
 
 def _dense(

@@ -94,12 +94,10 @@ def parallelize(
     if verify:
         from torch_tp.models.verification import verified
 
-        with_data = example is not None or getattr(module, "dummy_inputs", None) is not None
-        changed = {*changes.layers, *changes.boundaries}
-        told = verified(
-            _OWNER, module, where, changed, _examples(module, example), with_data, lambda: changes.apply(module)
-        )
-        report = replace(report, verified=told)
+        guessed = example is None and getattr(module, "dummy_inputs", None) is None
+        changed, calls = {*changes.layers, *changes.boundaries}, list(_examples(module, example))
+        text = verified(_OWNER, module, where, changed, calls, lambda: changes.apply(module), guessed=guessed)
+        report = replace(report, verified=text)
     else:
         changes.apply(module)
     vars(module)["tp_report"] = report  # what a module declares no attribute for, its stubs take for a tensor

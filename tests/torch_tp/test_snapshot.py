@@ -117,6 +117,9 @@ def containers() -> list[tuple[Any, Callable[[Any], Any]]]:
         (Memory(1, [1]), lambda x: (x.parts.append(2), setattr(x, "size", 2))),
         (Memory(1, [Memory(2, [{}])]), lambda x: x.parts[0].parts[0].update(a=1)),
         (Slotted([1]), lambda x: x.parts.append(2)),
+        (Slotted([1]), lambda x: object.__setattr__(x, "parts", [1])),
+        (SimpleNamespace(a=1), lambda x: vars(x).clear()),
+        (Memory(1), lambda x: object.__setattr__(x, "__dict__", {"size": 1, "parts": []})),
     ]
 
 
@@ -198,6 +201,30 @@ def test_class_attributes_and_globals_are_restored() -> None:
     assert globals().pop("imported_by_a_forward") is functools
 
 
+def test_classes_that_no_global_names_are_restored() -> None:
+    class Local(nn.Module):
+        cache: dict[str, int] = {}  # noqa: RUF012
+
+    snapshot = Snapshot(Local(), values=False)
+    Local.cache["a"] = 1
+    Local.size = 1
+
+    snapshot.restore()
+
+    assert (Local.cache, hasattr(Local, "size")) == ({}, False)
+
+
+def test_values_of_global_tensors_are_not_copied() -> None:
+    """They may be a data set; the names of globals are restored all the same."""
+    TABLE["data"] = torch.zeros(2)
+    snapshot = Snapshot(model(), values=True)
+    TABLE["data"].fill_(1)
+
+    snapshot.restore()
+
+    assert TABLE.pop("data").tolist() == [1, 1]
+
+
 def test_random_states_are_restored() -> None:
     m = model()
     m.generator = torch.Generator().manual_seed(3)
@@ -219,13 +246,16 @@ def test_values_gradients_and_requires_grad_are_restored() -> None:
     m.up.bias.requires_grad_(False)
     m.up.weight.grad = torch.full((4, 3), 2.0)
     m.cache = torch.zeros(2)
-    gradient, data = m.up.weight.grad, m.down.weight.data_ptr()
+    gradient, data, ran = m.up.weight.grad, m.down.weight.data_ptr(), list[int]()
     m.steps.fill_(torch.nan)
     values = {name: each.clone() for name, each in m.state_dict().items()}
     snapshot = Snapshot(m, values=True)
 
     m.down.weight.register_hook(lambda gradient: gradient)
+    m.down.weight.register_post_accumulate_grad_hook(lambda _: ran.append(1))
     m.down(m.up(torch.ones(2, 3))).sum().backward()
+    m.steps.copy_(m.up.weight[0, :2])
+    assert not m.steps.is_leaf
     with torch.no_grad():
         for parameter in m.parameters():
             parameter.add_(1)
@@ -233,7 +263,6 @@ def test_values_gradients_and_requires_grad_are_restored() -> None:
     m.up.weight.grad.zero_()
     m.down.bias.grad = None
     m.down.weight.data = torch.zeros(4, 4)
-    m.steps.copy_(m.up.weight[0, :2])
     m.cache.fill_(1)
     m.up.weight.placement = 1
     snapshot.restore()
@@ -249,6 +278,9 @@ def test_values_gradients_and_requires_grad_are_restored() -> None:
     assert torch.equal(m.cache, torch.zeros(2))
     assert not hasattr(m.up.weight, "placement")
     assert not m.down.weight._backward_hooks
+    assert len(ran) == 1
+    m.down(torch.ones(2, 4)).sum().backward()
+    assert len(ran) == 1
 
 
 def test_without_values_the_memory_of_tensors_is_left_alone() -> None:

@@ -506,7 +506,7 @@ def check_a_dense_model_that_cannot_train_is_compared_in_evaluation_mode(rank: i
         def forward(self, x: Tensor) -> Tensor:
             if self.training:
                 raise NotImplementedError("no training")
-            return super().forward(x)
+            return Mlp.forward(self, x)
 
     source = torch.Generator().manual_seed(0)
 
@@ -515,6 +515,14 @@ def check_a_dense_model_that_cannot_train_is_compared_in_evaluation_mode(rank: i
             y = super().forward(x)
             return y + torch.randn(y.shape, generator=source) * self.training
 
+    class NeverOnOne(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            return Never.forward(self, x) if rank == 1 else super().forward(x)
+
+    text = parallelize(seeded(NeverOnOne), verify=True, **PLAN).tp_report.verified
+    assert "in evaluation mode; " in text, text
+    where = "the dense model raises" if rank == 1 else "the dense model cannot run in it on another rank"
+    assert f"training mode was not compared: {where}" in text, text
     text = parallelize(seeded(Never), verify=True, **PLAN).tp_report.verified
     assert text.endswith("training mode was not compared: the dense model raises NotImplementedError: no training")
     text = parallelize(seeded(Unsteady), verify=True, **PLAN).tp_report.verified

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_tp.models.agreement import Call
 from torch_tp.models.rounding import is_float
@@ -45,7 +46,7 @@ class Pass:
         steps: values that passed through modules, in the order of execution; these show where two passes part.
         raised: the error of a forward or backward that did not come to its end.
         running: paths of the modules that run, the innermost last.
-        random: the state of the random generator of the CPU after the pass.
+        draws: the operations that drew random numbers, and the shapes for which they did.
         dropped: whether a dropout was turned off.
     """
 
@@ -53,7 +54,7 @@ class Pass:
     steps: dict[Step, Tensor] = field(default_factory=dict[Step, Tensor])
     raised: Exception | None = None
     running: list[str] = field(default_factory=list[str])
-    random: Tensor | None = None
+    draws: list[tuple[str, tuple[int, ...]]] = field(default_factory=list[tuple[str, tuple[int, ...]]])
     dropped: bool = False
 
     def note(self, path: str, what: str, tensor: Tensor) -> None:
@@ -95,6 +96,7 @@ def run_once(
             entered.enter_context(torch.inference_mode(False))
             entered.enter_context(torch.enable_grad())
             entered.enter_context(_WithoutDropout(found) if training else nullcontext())
+            entered.enter_context(_Draws(found))
             entered.enter_context(nullcontext() if rounding is None else rounding)
             _seed()
             model.train(training)
@@ -105,7 +107,6 @@ def run_once(
                 _forward_and_backward(model, call, found)
             except Exception as error:
                 found.raised = error
-            found.random = torch.default_generator.get_state()
     finally:
         snapshot.restore()
     return found
@@ -199,6 +200,23 @@ def _watched(model: nn.Module, paths: Collection[str], found: Pass) -> Iterator[
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _Draws(TorchDispatchMode):
+    """While it is active, operations that draw random numbers are noted."""
+
+    def __init__(self, found: Pass) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = str(func)
+        # Fused attention and recurrent layers draw for their dropout alone, which is off.
+        if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name and "rnn" not in name:
+            shapes = [tuple(each.shape) for each in pytree.tree_leaves(out) if isinstance(each, Tensor)]
+            self._found.draws += [(name, shape) for shape in shapes[:1]]
+        return out
 
 
 _DROPOUTS = "dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d"

@@ -19,13 +19,14 @@ from torch.utils import _pytree as pytree
 
 from torch_tp.errors import VerificationError
 from torch_tp.group import Group
-from torch_tp.models.agreement import Call, compare_models, together
+from torch_tp.models.agreement import Call, compare_models, exchange, together
 from torch_tp.models.passes import Pass, drawn, gradient_hooks, run_once
 from torch_tp.models.rounding import Rounding, bounds, deviation, is_float, largest, widen
 from torch_tp.models.snapshot import Snapshot
 from torch_tp.models.verdict import Bounds, agreed_or_not, judged
 
 _RUNS = 3  # perturbed ones
+_ROOM = 1 << 16  # bytes of the names of all trials
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def verified(
         compared: the ranks' models and examples were compared already.
 
     Returns:
-        A sentence for the report, the same on every rank.
+        A sentence for the report.
 
     Raises:
         ValueError: there is no group to communicate in, or no data, or nothing to compare.
@@ -88,6 +89,7 @@ def verified(
     try:
         with together(owner, group):
             trials, notes = rehearsal.trials(calls, guessed)
+        trials = _on_every_rank(owner, group, trials, notes)
         with together(owner, group):
             change()
         after = replace(rehearsal, snapshot=Snapshot(model, values=True, also=calls))
@@ -96,6 +98,15 @@ def verified(
         before.restore()
         raise
     return _summary(compared_trials, ratio, notes)
+
+
+def _on_every_rank(owner: str, group: Group, trials: Sequence[Trial], notes: list[str]) -> list[Trial]:
+    """The trials that all ranks can make; others would leave ranks waiting in a collective."""
+    texts = exchange(owner, group, "\n".join(trial.mode for trial in trials), _ROOM)
+    common = [trial for trial in trials if all(trial.mode in text.split("\n") for text in texts)]
+    if len(common) < len(trials):
+        notes.append("training mode was not compared: the dense model cannot run in it on another rank")
+    return common
 
 
 def _summary(trials: Sequence[Trial], ratio: float, notes: Sequence[str]) -> str:

@@ -8,12 +8,13 @@ class NoProcessGroupError(RuntimeError):
 class RankMismatchError(RuntimeError):
     """The ranks of a group disagree about something that must be the same on all of them.
 
-    Raised on every rank of the group, and only under `TP_DEBUG=check`.
+    Raised on every rank of the group: by layers under `TP_DEBUG=check` alone, and by `parallelize` where it compares
+    the ranks' models.
     """
 
 
 class VerificationError(RuntimeError):
-    """A model that was cut with `verify=True` does not compute what it did before.
+    """A model that was sharded with `verify=True` does not compute what it did before.
 
     Raised on every rank of the group. Names the first module that goes wrong, by how much, and what rounding explains.
     """

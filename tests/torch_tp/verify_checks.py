@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import random
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,16 +16,22 @@ import torch
 import torch.nn.functional as F
 import two_ranks
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import torch_tp
 from torch_tp import (
     ColumnParallelLinear,
     DistributedModelWrapper,
+    RankMismatchError,
     RowParallelLinear,
     VerificationError,
     parallelize,
     products,
 )
+from torch_tp.group import find_group
+from torch_tp.models import verdict
+from torch_tp.models.agreement import compare_models, together
+from torch_tp.models.verification import verified
 
 P = 2
 
@@ -149,14 +156,16 @@ def check_right_wraps_pass(rank: int) -> None:
         styles = {entry.style for entry in model.tp_report.entries}
         assert "row" in styles, styles
         said = re.fullmatch(
-            r"outputs and (\d+) gradients lie within their bounds; the largest deviation is (\S+) of its bound,"
-            r" that of the outputs (\S+) of their largest element",
+            r"outputs and (\d+) gradients lie within their bounds in evaluation mode and training mode"
+            r"(| \(with dropout off\)); the largest deviation is (\S+) of its bound;"
+            r" the widest bound of an output is (\S+) of its largest element",
             model.tp_report.verified,
         )
         assert said, model.tp_report.verified
         assert int(said[1]) == len(list(whole.parameters())) + (make is not Language)
-        assert 0 <= float(said[2]) <= 1
-        assert 0 < float(said[3]) < 0.2
+        assert bool(said[2]) == (make in (Mlp, Language))
+        assert 0 <= float(said[3]) <= 1
+        assert 0 < float(said[4]) < 0.2
         assert f"verified: {model.tp_report.verified}" in str(model.tp_report)
     assert parallelize(seeded(Mlp)).tp_report.verified == ""
 
@@ -331,12 +340,302 @@ def check_ranks_that_cannot_agree_leave_the_model_as_it_was(rank: int) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("the network is gone")
 
-    with planted(torch_tp.models.verification, "_agreed", broken):
+    with planted(verdict, "agreed", broken):
         refused(seeded(Mlp), "^the network is gone$", RuntimeError)
 
 
 def check_ranks_that_hold_different_models_are_found(rank: int) -> None:
-    refused(seeded(Mlp, rank), r"at down \(RowParallelLinear\), whose output is off by")
+    text = refused(seeded(Mlp, rank), "the models of the ranks differ", RankMismatchError)
+    assert text.endswith("parameter up.weight has different values on rank 0 and rank 1; 3 more parts differ, too")
+
+
+def differ(rank: int, pattern: str, change: Callable[[nn.Module], Any], **options: Any) -> None:
+    """Ranks of which the last has changed its model are refused, with the same text on both."""
+    model = seeded(Language)
+    if rank == P - 1:
+        change(model)
+    before = state(model)
+    try:
+        compare_models("test", model, find_group("test"), **options)
+    except RankMismatchError as error:
+        text = str(error)
+    else:
+        raise AssertionError(f"nothing was found: {pattern}")
+    assert re.fullmatch(f"test: the models of the ranks differ: {pattern}", text), text
+    assert all(alike(each, state(model)[name]) for name, each in before.items())
+
+
+def check_models_that_differ_anywhere_are_refused(rank: int) -> None:
+    def zeroed(model: nn.Module) -> None:
+        with torch.no_grad():
+            model.mlp.down.bias[3] = 0
+
+    def swapped(model: nn.Module) -> None:
+        with torch.no_grad():
+            model.mlp.down.bias[:2] = model.mlp.down.bias[:2].flip(0)
+
+    def signs(model: nn.Module) -> None:
+        with torch.no_grad():
+            model.mlp.up.weight[0, ::4] *= -1
+
+    for change in (zeroed, swapped):
+        differ(rank, "parameter mlp.down.bias has different values on rank 0 and rank 1", change)
+    differ(rank, "parameter mlp.up.weight has different values on rank 0 and rank 1", signs)
+    differ(rank, "buffer calls has different values on rank 0 and rank 1", lambda m: m.calls.add_(1))
+    differ(rank, "module mlp: mode training on rank 0 and evaluation on rank 1;.*", lambda m: m.mlp.eval())
+    differ(
+        rank,
+        "module mlp.drop: class Dropout on rank 0 and Identity .*",
+        lambda m: setattr(m.mlp, "drop", nn.Identity()),
+    )
+    differ(
+        rank,
+        "module extra: class absent on rank 0 and Module on rank 1",
+        lambda m: m.add_module("extra", nn.Module()),
+    )
+    differ(
+        rank,
+        "parameter mlp.up.bias: requires_grad True on rank 0 and False on rank 1",
+        lambda m: m.mlp.up.bias.requires_grad_(False),
+    )
+    differ(rank, "parameter tokens.weight: dtype float32 on rank 0 and float64 on rank 1;.*", lambda m: m.double())
+    untied = r"parameter head.weight: the same as parameter tokens.weight on rank 0 and absent on rank 1"
+    differ(rank, untied, lambda m: setattr(m.head, "weight", nn.Parameter(m.head.weight.detach().clone())))
+    compare_models("test", seeded(Language), find_group("test"), plan="the same")
+
+
+def check_examples_and_plans_that_differ_are_refused(rank: int) -> None:
+    def call(value: Any) -> list[Any]:
+        return [((example(2, 3),), {}), ((), {"x": [value]})]
+
+    def nothing(model: nn.Module) -> None:
+        pass
+
+    start = r"example 1, argument \['x'\]\[0\]"
+    differ(
+        rank,
+        f"{start}: shape \\[1\\] on rank 0 and \\[2\\] on rank 1;?.*",
+        nothing,
+        examples=call(torch.ones(1 + rank)),
+    )
+    other = f"{start} has different values on rank 0 and rank 1"
+    differ(rank, other, nothing, examples=call(torch.full((1,), float(rank))))
+    differ(rank, f"{start}: value 0 on rank 0 and 1 on rank 1", nothing, examples=call(rank))
+    differ(rank, "the plan: a on rank 0 and b on rank 1", nothing, plan="ab"[rank])
+    group = find_group("test")
+    compare_models("test", seeded(Mlp), group, call(torch.full((1,), float(rank))), example_values=False)
+    text = refused(
+        seeded(Mlp), "the models of the ranks differ: example 0", RankMismatchError, example=example(2, 8) + rank
+    )
+    assert "has different values" in text
+
+
+def check_ranks_leave_together(rank: int) -> None:
+    group = find_group("test")
+    kind = ArithmeticError if rank == 1 else RankMismatchError
+    try:
+        with together("test", group):
+            if rank == 1:
+                raise ArithmeticError("on purpose")
+    except kind as error:
+        text = str(error)
+    assert text == ("on purpose" if rank == 1 else "test: the ranks differ: rank 1 raised ArithmeticError: on purpose")
+    with together("test", group):
+        pass
+
+    class FailsOnOne(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            if rank == 1:
+                raise ArithmeticError("on purpose")
+            return super().forward(x)
+
+    fitting = {"plan": {"up": "column", "down": "row"}, "example": example(2, 8)}
+    if rank == 1:
+        refused(seeded(FailsOnOne), "the dense model cannot run.*on purpose", ValueError, **fitting)
+    else:
+        refused(seeded(FailsOnOne), "rank 1 raised ValueError.*on purpose", RankMismatchError, **fitting)
+
+
+class InTraining(Mlp):
+    """Normalises over its hidden features in training mode alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        return self.down(hidden - hidden.mean(-1, keepdim=True) if self.training else hidden.relu())
+
+
+PLAN = {"plan": {"up": "column", "down": "row"}, "example": example(2, 8)}
+
+
+def check_a_fault_in_training_mode_alone_is_found(rank: int) -> None:
+    refused(seeded(InTraining), r"what it did in training mode: it goes wrong at down \(RowParallelLinear\)", **PLAN)
+
+
+def check_dropout_of_every_kind_is_off(rank: int) -> None:
+    class Dropping(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kinds = nn.ModuleList([nn.Dropout(0.2), nn.AlphaDropout(0.2), nn.Dropout1d(0.2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(x)
+            for kind in self.kinds:
+                y = kind(y)
+            y = F.dropout(torch.dropout(y, 0.2, self.training), 0.2, self.training)
+            y = y.unflatten(-1, (-1, 1, 4))
+            y = F.scaled_dot_product_attention(y, y, y, dropout_p=0.2 * self.training).flatten(-3)
+            return self.down(y)
+
+    text = parallelize(seeded(Dropping), verify=True, **PLAN).tp_report.verified
+    assert "in evaluation mode and training mode (with dropout off);" in text, text
+
+
+def check_draws_for_shards_are_said(rank: int) -> None:
+    class Own(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.up(x)
+            return self.down(hidden * torch.rand_like(hidden) if self.training else hidden)
+
+    text = parallelize(seeded(Own), verify=True, **PLAN).tp_report.verified
+    assert "lie within their bounds in evaluation mode; " in text, text
+    assert text.endswith("; training mode was not compared: random numbers are drawn for sharded values"), text
+
+
+def check_a_dense_model_that_cannot_train_is_compared_in_evaluation_mode(rank: int) -> None:
+    class Never(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise NotImplementedError("no training")
+            return Mlp.forward(self, x)
+
+    source = torch.Generator().manual_seed(0)
+
+    class Unsteady(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y + torch.randn(y.shape, generator=source) * self.training
+
+    class NeverOnOne(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            return Never.forward(self, x) if rank == 1 else super().forward(x)
+
+    text = parallelize(seeded(NeverOnOne), verify=True, **PLAN).tp_report.verified
+    assert "in evaluation mode; " in text, text
+    where = "the dense model raises" if rank == 1 else "the dense model cannot run in it on another rank"
+    assert f"training mode was not compared: {where}" in text, text
+    text = parallelize(seeded(Never), verify=True, **PLAN).tp_report.verified
+    assert text.endswith("training mode was not compared: the dense model raises NotImplementedError: no training")
+    text = parallelize(seeded(Unsteady), verify=True, **PLAN).tp_report.verified
+    assert "training mode was not compared: the output 0 of the dense model differs between two runs" in text, text
+
+    class Always(Unsteady):
+        def forward(self, x: Tensor) -> Tensor:
+            y = Mlp.forward(self, x)
+            return y + torch.randn(y.shape, generator=source)
+
+    refused(seeded(Always), "output 0 of the dense model differs between two runs", ValueError, **PLAN)
+
+
+class Writes(Mlp):
+    """Writes wherever a model can."""
+
+    seen: list[Any] = []  # noqa: RUF012
+    fails_on: type[BaseException] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []
+        self.cache: dict[str, Any] = {"steps": [0]}
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.scale.add_(1)
+        y = super().forward(x) * self.scale
+        self.losses.append(y.mean())
+        self.cache["steps"][0] += 1
+        Writes.seen.append(y)
+        random.random()
+        self.up.bias.requires_grad_(False)
+        if self.fails_on is not None and not isinstance(self.up, nn.Linear):
+            raise self.fails_on
+        return y
+
+
+def check_whatever_a_model_writes_is_restored(rank: int) -> None:
+    for fails_on in (None, ArithmeticError, KeyboardInterrupt):
+        model = seeded(Writes)
+        model.fails_on = fails_on
+        model.scale.grad = torch.full((), 3.0)
+        gradient, losses, drawn = model.scale.grad, model.losses, random.getstate()
+        if fails_on is None:
+            assert parallelize(model, verify=True, **PLAN).tp_report.verified
+            assert isinstance(model.up, ColumnParallelLinear)
+        else:
+            kind = VerificationError if fails_on is ArithmeticError else fails_on
+            refused(model, "", kind, **PLAN)
+        assert (model.losses, model.cache, Writes.seen) == ([], {"steps": [0]}, [])
+        assert model.losses is losses
+        assert model.scale.grad is gradient
+        assert (model.scale.item(), gradient.item()) == (1, 3)
+        assert model.up.bias.requires_grad
+        assert random.getstate() == drawn
+
+
+def check_reentrant_checkpoints_are_verified(rank: int) -> None:
+    class Checkpointed(Mlp):
+        nested = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inner, x, use_reentrant=True)
+
+        def inner(self, x: Tensor) -> Tensor:
+            return x + checkpoint(super().forward, x, use_reentrant=self.nested)
+
+    assert (
+        "training mode (with dropout off)" in parallelize(seeded(Checkpointed), verify=True, **PLAN).tp_report.verified
+    )
+    Checkpointed.nested = False
+    assert parallelize(seeded(Checkpointed), verify=True, **PLAN).tp_report.verified
+
+    def alone(x: Tensor, weight: Tensor, bias: Any, group: Any) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    with planted(torch_tp.column, "column_product", alone):
+        refused(seeded(Checkpointed), "has a gradient that is off|gradient of .* is off", **PLAN)
+
+
+def check_hooks_that_optimize_do_not_run(rank: int) -> None:
+    model, calls = seeded(Mlp), list[int]()
+    model.norm.weight.register_post_accumulate_grad_hook(lambda _: calls.append(1))
+    parallelize(model, verify=True, **PLAN)
+    assert not calls
+    model(example(2, 8)).sum().backward()
+    assert calls == [1]
+
+
+def check_every_call_is_compared(rank: int) -> None:
+    class Long(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.up(x)
+            return self.down(hidden.softmax(-1) if len(x) > 4 else hidden.relu())
+
+    def text_of(*sizes: int) -> str:
+        model, group = seeded(Long), find_group("test")
+
+        def change() -> None:
+            model.up, model.down = ColumnParallelLinear.from_linear(model.up), RowParallelLinear.from_linear(model.down)
+
+        calls = [((example(size, 8),), {}) for size in sizes]
+        before = state(model)
+        try:
+            return verified("test", model, group, ["up", "down"], calls, change)
+        except VerificationError as error:
+            assert all(alike(each, state(model)[name]) for name, each in before.items())
+            return str(error)
+
+    assert "in evaluation mode and training mode, for each of 2 calls;" in text_of(2, 3)
+    assert "what it did in evaluation mode, call 2: it goes wrong at down" in text_of(2, 5)
 
 
 def check_what_cannot_be_verified_is_refused_at_once(rank: int) -> None:

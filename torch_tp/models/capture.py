@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,19 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from torch_tp.models.caches import clear_caches_of
 from torch_tp.models.decisions import sizes_of_calls
-from torch_tp.models.failures import Parted, unfollowable
+from torch_tp.models.failures import Parted, Unfollowable, unfollowable
 from torch_tp.models.graph import Exit, Graph, Node
 from torch_tp.models.interception import Edges, Functions, Operations, attention_in_one
-from torch_tp.models.keeping import Kept
 from torch_tp.models.reachable import caches_in, reachable
 from torch_tp.models.recorder import Recorder
 from torch_tp.models.replays import seen_by
 from torch_tp.models.sizes import Rule, Site
+from torch_tp.models.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def capture(
     for tensor in inputs:
         recorder.begin(tensor)
     recorder.sizes = sizes_of_calls(inputs)
-    kept = Kept(model, data=False)
+    before = Snapshot(model, values=False, also=(example.args, example.kwargs))
     try:
         with ExitStack() as entered:
             for each in (torch.set_grad_enabled(example.training), _quiet(), seen_by(recorder)):
@@ -99,7 +101,17 @@ def capture(
             out = [_called(model, args, kwargs)]
         return recorder.graph(_exits(model, recorder, out, (args, kwargs)))
     finally:
-        kept.put_back()
+        before.restore()
+        _forget(model, recorder)
+
+
+def _forget(model: nn.Module, recorder: Recorder) -> None:
+    """Empty what remembers tensors of a run outside of the model. Raises `Unfollowable` where that cannot be done."""
+    if recorder.made():
+        gc.collect()
+    left = clear_caches_of([tensor for tensor in recorder.made() if isinstance(tensor, FakeTensor)])
+    if left and sys.exc_info()[0] is None:
+        raise Unfollowable(f"tensors without data of a run would stay in {left[0]}")
 
 
 def _called(model: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torch_tp.group import Group, GroupLike, find_group, find_or_detach
+from torch_tp.models.agreement import compare_models, together
 from torch_tp.models.changes import Changes, changes_of
 from torch_tp.models.guard import Guard, described, kind_of, shapes_of
 from torch_tp.models.plan import Style, planned
@@ -71,34 +73,47 @@ def parallelize(
             what cannot be verified.
         TypeError: `module` is no module, a plan no mapping.
         NoProcessGroupError: `group` is None and nothing is initialized.
+        RankMismatchError: the ranks' models, examples or plans differ; on every rank.
         VerificationError: `verify` found outputs or gradients that are not the dense ones; on every rank.
 
     Whatever is raised, the module is as it was.
     """
-    _check(module, plan)
-    where = _group(group, rank, world_size)
-    if plan is None:
-        changes, report = _derived(module, where, example, strict)
-    else:
-        changes, styles = planned(_OWNER, module, plan, where)
-        report = report_of(module, where.size, changes, styles, None, "the plan does not shard it")
+    where = _checked(module, plan, group, rank, world_size)
+    guessed = example is None and getattr(module, "dummy_inputs", None) is None
+    with together(_OWNER, where):
+        alternatives = list(_examples(module, example))
+    calls = alternatives[0] if not guessed else [call for each in alternatives for call in each]
+    compare_models(_OWNER, module, where, calls, plan=repr(plan), example_values=not guessed)
+    with together(_OWNER, where):
+        if plan is None:
+            changes, report = _derived(module, where, alternatives, example is not None, strict)
+        else:
+            changes, styles = planned(_OWNER, module, plan, where)
+            report = report_of(module, where.size, changes, styles, None, "the plan does not shard it")
     if verify:
         from torch_tp.models.verification import verified
 
-        with_data = example is not None or getattr(module, "dummy_inputs", None) is not None
         changed = {*changes.layers, *changes.boundaries}
-        first = ((args, kwargs) for calls in _examples(module, example) for args, kwargs in calls[:1])
-        told = verified(_OWNER, module, where, changed, first, with_data, lambda: changes.apply(module))
-        report = replace(report, verified=told)
+        apply = partial(changes.apply, module)
+        text = verified(_OWNER, module, where, changed, calls, apply, guessed=guessed, compared=True)
+        report = replace(report, verified=text)
     else:
         changes.apply(module)
     vars(module)["tp_report"] = report  # what a module declares no attribute for, its stubs take for a tensor
     return module
 
 
-def _check(module: Any, plan: Any) -> None:
+def _checked(module: Any, plan: Any, group: GroupLike | None, rank: int | None, world_size: int | None) -> Group:
+    """The group that is meant, once the arguments were looked at: on every rank, or on none."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{_OWNER}: the module is a {type(module).__name__}; it must be a torch.nn.Module")
+    where = _group(group, rank, world_size)
+    with together(_OWNER, where):
+        _check(module, plan)
+    return where
+
+
+def _check(module: nn.Module, plan: Any) -> None:
     if plan is not None and not isinstance(plan, Mapping):
         raise TypeError(
             f"{_OWNER}: plan is a {type(plan).__name__}; it must be a mapping of patterns to styles, or None"
@@ -127,12 +142,14 @@ def _group(group: GroupLike | None, rank: int | None, world_size: int | None) ->
     return found
 
 
-def _derived(module: nn.Module, group: Group, example: Any, strict: bool) -> tuple[Changes, Report]:
+def _derived(
+    module: nn.Module, group: Group, alternatives: Sequence[Sequence[_Call]], given: bool, strict: bool
+) -> tuple[Changes, Report]:
     """What is proven to be fit for being sharded."""
     from torch_tp.models.planning import Example, Unfollowable, derive  # it takes a while to import
 
     failures: list[Unfollowable] = []
-    for calls in _examples(module, example):
+    for calls in alternatives:
         try:
             derived = derive(module, group.size, [Example(args, kwargs) for args, kwargs in calls])
             break
@@ -140,7 +157,7 @@ def _derived(module: nn.Module, group: Group, example: Any, strict: bool) -> tup
             failures.append(error)
     else:
         known = "; ".join(each.reason for each in failures) or "nothing is known of its inputs"
-        asked = "give another example=" if example is not None else "give example=, the arguments of one forward,"
+        asked = "give another example=" if given else "give example=, the arguments of one forward,"
         raise ValueError(f"{_OWNER}: the module cannot be followed without data; {asked} or a plan ({known})") from (
             failures[0] if failures else None
         )

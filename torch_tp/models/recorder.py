@@ -81,6 +81,10 @@ class Recorder:
             if self._first.get(tensor) != number:
                 yield tensor, number
 
+    def made(self) -> list[Tensor]:
+        """The tensors that exist and were made in this run."""
+        return [tensor for tensor, _ in self.alive() if tensor not in self._first]
+
     def _value(self, tensor: Tensor, memory: int, parameter: str = "", given: bool = False, identity: int = 0) -> int:
         constant = getattr(tensor, "constant", None)  # of a FakeTensor that the code's own numbers were made into
         small = isinstance(constant, Tensor) and constant.numel() <= _SMALL

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from torch_tp import collectives, debug
 from torch_tp.group import Group, GroupLike, find_group, integer
+from torch_tp.placements import Shard, own_slice
 
 
 def copy(x: Tensor, group: GroupLike | None = None) -> Tensor:
@@ -111,7 +112,7 @@ def gather_along(x: Tensor, dim: int, group: Group) -> Tensor:
 def scatter_along(x: Tensor, dim: int, group: Group) -> Tensor:
     """`scatter` for a known group of at least two ranks; `dim` is not negative."""
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return _own_slice(x, dim, group)
+        return own_slice(x, Shard(dim), group.size, group.rank)
     mine: Tensor = _Scatter.apply(x, dim, group)
     return mine
 
@@ -158,16 +159,11 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: Group) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _own_slice(x, dim, group)
+        return own_slice(x, Shard(dim), group.size, group.rank)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return gather_along(grad, ctx.dim, ctx.group), None, None
-
-
-def _own_slice(x: Tensor, dim: int, group: Group) -> Tensor:
-    size = x.shape[dim] // group.size
-    return x.narrow(dim, group.rank * size, size)
 
 
 def _enter(name: str, x: object, group: GroupLike | None, dim: object = None, replicated: bool = False) -> Group:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_tp import collectives
 from torch_tp.group import Group, GroupLike, find_group
-from torch_tp.linear import ShardedLinear
+from torch_tp.layers.linear import ShardedLinear
 from torch_tp.models.boundary import Boundary
 from torch_tp.placements import Shard
 

@@ -17,14 +17,8 @@ import two_ranks
 from torch import Tensor, nn
 
 import torch_tp
-from torch_tp import (
-    ColumnParallelLinear,
-    DistributedModelWrapper,
-    RowParallelLinear,
-    VerificationError,
-    parallelize,
-    products,
-)
+from torch_tp import ColumnParallelLinear, DistributedModelWrapper, RowParallelLinear, VerificationError, parallelize
+from torch_tp.layers import column, products
 
 P = 2
 
@@ -231,7 +225,7 @@ def check_an_input_gradient_that_is_not_summed_is_found(rank: int) -> None:
     def alone(x: Tensor, weight: Tensor, bias: Any, group: Any) -> Tensor:
         return F.linear(x, weight, bias)
 
-    with planted(torch_tp.column, "column_product", alone):
+    with planted(column, "column_product", alone):
         refused(seeded(Mlp), r"at up \(ColumnParallelLinear\), whose input has a gradient that is off by")
         refused(seeded(Attention), r"at [qkv] \(ColumnParallelLinear\), whose input has a gradient")
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from torch_tp.attention import ParallelMultiheadAttention
-from torch_tp.column import ColumnParallelLinear
-from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
 from torch_tp.group import Group
-from torch_tp.linear import own_slice
+from torch_tp.layers.attention import ParallelMultiheadAttention
+from torch_tp.layers.column import ColumnParallelLinear
+from torch_tp.layers.fused import MergedColumnParallelLinear, QKVParallelLinear
+from torch_tp.layers.row import RowParallelLinear
 from torch_tp.models.boundary import Boundary
-from torch_tp.placements import Shard
-from torch_tp.row import RowParallelLinear
+from torch_tp.placements import Shard, own_slice
 
 if TYPE_CHECKING:
     from torch_tp.models.planning import Derived, Slice

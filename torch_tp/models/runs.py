@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpoints
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_tp.attention import unfit
+from torch_tp.layers.attention import unfit
 from torch_tp.models.cuts import label_of
 from torch_tp.models.keeping import Kept
 from torch_tp.models.ledger import Ledger

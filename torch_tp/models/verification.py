@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_tp import c10d
 from torch_tp.errors import VerificationError
 from torch_tp.group import Group
-from torch_tp.linear import ShardedLinear
+from torch_tp.layers.linear import ShardedLinear
 from torch_tp.models.keeping import Kept
 from torch_tp.placements import Placement, Shard
 

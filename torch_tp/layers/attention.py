@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch_tp import checks
 from torch_tp.functions import copy_in, gather_along, sum_over
 from torch_tp.group import Group
-from torch_tp.linear import own_slice
-from torch_tp.placements import Shard
-from torch_tp.row import RowParallelLinear
+from torch_tp.layers.row import RowParallelLinear
+from torch_tp.placements import Shard, own_slice
 
 _NAMES = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 

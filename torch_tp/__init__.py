@@ -5,8 +5,8 @@ the four differentiable functions they are made of, `copy`, `reduce`, `gather` a
 Names are those of Megatron-LM (arXiv:1909.08053): column-parallel shards the output features, which are the rows of the
 stored `[out_features, in_features]` matrix, and row-parallel the input features.
 
-Everything that has parameters or multiplies by them is in `torch_tp.layers`. Everything that puts layers into a model is
-in `torch_tp.models`. The other modules are the foundation: ranks, and values that lie on them and move between them.
+Everything that has parameters or multiplies by them is in `torch_tp.layers`. Everything that puts layers into a model
+is in `torch_tp.models`. The other modules are the foundation: ranks, and values that lie on them and move between them.
 The foundation knows nothing of layers, and layers know nothing of models.
 
 Preconditions: sizes, flags, dtypes, input shapes, `requires_grad` of input and parameters, grad mode and replicated

@@ -62,8 +62,8 @@ class ShardedLinear(nn.Module):
         checks.check_flags(owner, {"bias": bias, **self._flags()})
 
     def _find_group(self, options: LayerOptions) -> None:
-        group, rank, world_size = (options.get(name) for name in ("group", "rank", "world_size"))
-        self._group = find_or_detach(self._name(), group, rank, world_size)  # type: ignore[arg-type]
+        where = options.get("group"), options.get("rank"), options.get("world_size")
+        self._group = find_or_detach(self._name(), *where)
 
     def _make_parameters(
         self, bias: bool, master_weight: Any, options: LayerOptions, placements: tuple[Placement, Placement]

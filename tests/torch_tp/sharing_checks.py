@@ -340,12 +340,19 @@ def check_no_input_is_kept_alive(rank: int) -> None:
     x = integers(5, 4).requires_grad_()
     ys = model(x)
     assert model.q.shared_input._current is None  # all have used it, and the backward is still to come
-    y = model.q(x)
-    assert model.q.shared_input._current is not None
-    shared = weakref.ref(model.q.shared_input)
-    del model, y, ys
-    gc.collect()
-    assert shared() is None  # although the copy was never dropped
+    del ys
+
+
+def check_a_copy_goes_with_its_layers(rank: int) -> None:
+    x = integers(5, 4).requires_grad_()
+    for used in ("q", "k"):
+        model = sharded(Three())
+        y = model.get_submodule(used)(x)
+        assert model.q.shared_input._current is not None
+        shared = weakref.ref(model.q.shared_input)
+        del model, y
+        gc.collect()
+        assert shared() is None
 
 
 def check_ranks_are_compared(rank: int) -> None:

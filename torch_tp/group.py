@@ -48,7 +48,7 @@ class Group:
     """One rank's view of a group of `size` ranks.
 
     `process_group` is None for a detached shard (`rank=`, `world_size=`), and for a group that
-    was unpickled and not found yet (`pending`; then `rank` is -1 and `saved_ranks` are set).
+    was unpickled before its process group existed (`pending`; then `rank` is -1 and `saved_ranks` are set).
     """
 
     rank: int
@@ -90,7 +90,7 @@ class Group:
         return self.process_group
 
     def resolved(self) -> Group:
-        """This group with its process group found; itself unless `pending`."""
+        """This group with its process group; itself unless `pending`."""
         return self if self.saved_ranks is None else _find_by_ranks(self.saved_ranks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
@@ -148,7 +148,7 @@ _default: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
 
 
 def set_default_group(process_group: dist.ProcessGroup) -> None:
-    """Make this the group of everything that is given `group=None` from here on."""
+    """Make this the group that `group=None` means from here on."""
     global _default
     _default = (process_group, _world())
 

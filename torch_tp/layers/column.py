@@ -97,15 +97,15 @@ class ColumnParallelLinear(ShardedLinear):
     def from_linear(cls, linear: nn.Linear, *, gather_output: bool = False, **options: Unpack[LayerOptions]) -> Self:
         """This rank's part of a dense layer that is the same on all ranks.
 
-        Copies; keeps values, dtype, device, requires_grad and training mode. Raises what the constructor does, and a
-        TypeError if `linear` is no `torch.nn.Linear`.
+        Copies values, requires_grad and training mode; dtype and device are those of `linear` unless `options` say
+        otherwise. Raises what the constructor does, and a TypeError if `linear` is no `torch.nn.Linear`.
         """
         return cls._from_dense(linear, None, {"gather_output": gather_output, **options})
 
     @property
     def out_features_per_rank(self) -> int:
-        """O / P, the output features of this rank."""
-        return self.out_features // self._group.size
+        """The output features of this rank: O / P, and more where several ranks have the same ones."""
+        return sum(self.weight_placement.widths(self.out_features, self._group.size))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, nn.Parameter | None]:
         """Apply the layer to a replicated `[..., in_features]`; shapes and errors as in the class's tables."""

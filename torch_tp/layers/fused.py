@@ -82,7 +82,7 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
     ) -> Self:
         """This rank's part of a dense layer that consists of several parts already.
 
-        Raises what the constructor does, and a TypeError if `linear` is no `torch.nn.Linear`.
+        As `ColumnParallelLinear.from_linear`.
         """
         return cls._from_dense(linear, (output_sizes,), {"gather_output": gather_output, **options})
 
@@ -92,7 +92,7 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
     ) -> Self:
         """This rank's part of dense layers of one input that are the same on all ranks, the first part first.
 
-        Copies; keeps values, dtype, device, requires_grad and training mode.
+        As `ColumnParallelLinear.from_linear`.
 
         Raises:
             TypeError: one of them is no `torch.nn.Linear`.
@@ -210,8 +210,7 @@ class QKVParallelLinear(ColumnParallelLinear):
     ) -> Self:
         """This rank's part of a dense layer `[W_q; W_k; W_v]` that is the same on all ranks.
 
-        Copies; keeps values, dtype, device, requires_grad and training mode. Raises what the constructor does, and a
-        TypeError if `linear` is no `torch.nn.Linear`.
+        As `ColumnParallelLinear.from_linear`.
         """
         sizes = (head_size, total_num_heads, total_num_kv_heads)
         return cls._from_dense(linear, sizes, {"v_head_size": v_head_size, **options})

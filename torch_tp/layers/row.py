@@ -106,8 +106,8 @@ class RowParallelLinear(ShardedLinear):
     ) -> Self:
         """This rank's part of a dense layer that is the same on all ranks.
 
-        Copies; keeps values, dtype, device, requires_grad and training mode. Raises what the constructor does, and a
-        TypeError if `linear` is no `torch.nn.Linear`.
+        Copies values, requires_grad and training mode; dtype and device are those of `linear` unless `options` say
+        otherwise. Raises what the constructor does, and a TypeError if `linear` is no `torch.nn.Linear`.
         """
         flags = {"input_is_parallel": input_is_parallel, "reduce_output": reduce_output}
         return cls._from_dense(linear, None, {**flags, **options})

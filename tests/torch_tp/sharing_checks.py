@@ -173,8 +173,9 @@ def check_calls_without_gradients_make_no_copy(rank: int) -> None:
     model, x = sharded(Three()), integers(5, 4).requires_grad_()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            model(x)
+            y = model.q(x)
         assert model.q.shared_input._current is None
+        assert y.grad_fn is None
 
     def between(model: Three, x: Tensor) -> tuple[Tensor, ...]:
         y = model.q(x)

@@ -4,15 +4,15 @@
 | --- | --- | --- | --- |
 | `copy` | replicated / replicated -> replicated / partial | identity | all-reduce |
 | `reduce` | partial / replicated -> replicated / replicated | all-reduce | identity |
-| `gather` | sharded / sharded -> replicated / replicated | all-gather | own slice |
-| `scatter` | replicated / replicated -> sharded / sharded | own slice | all-gather |
+| `gather` | sharded / sharded -> replicated / replicated | all-gather | own shard |
+| `scatter` | replicated / replicated -> sharded / sharded | own shard | all-gather |
 
 `copy` and `reduce` are each other's adjoint, and so are `gather` and `scatter`; each backward
-is the other function, so second derivatives are right too. `gather`'s backward is a slice and
-not a sum: what follows a replicated value is computed alike on every rank, so its gradient
-arrives replicated, and summing it would make it P times too large.
+is the other function, so second derivatives are right too. `gather`'s backward takes a shard and
+does not sum: every rank computes the same from a replicated value, so its gradient
+arrives replicated, and a sum would make it P times too large.
 
-None of them writes to a tensor it was given, forward or backward. At P = 1 each returns its
+None of them writes to its argument, forward or backward. At P = 1 each returns its
 input, without communication and without an autograd node. `copy` and `scatter` return views.
 
 Source: the conjugate operators f and g of Megatron-LM (arXiv:1909.08053, section 3), and
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from torch_tp import collectives, debug
 from torch_tp.group import Group, GroupLike, find_group, integer
+from torch_tp.placements import Shard, own_slice
 
 
 def copy(x: Tensor, group: GroupLike | None = None) -> Tensor:
@@ -43,7 +44,7 @@ def copy(x: Tensor, group: GroupLike | None = None) -> Tensor:
 
 
 def reduce(x: Tensor, group: GroupLike | None = None) -> Tensor:
-    """The sum of the ranks' terms, on every rank.
+    """The sum of the ranks' partial values, on every rank.
 
     Forward: a new tensor of the shape of `x`. Backward: the (replicated) gradient, copied.
 
@@ -57,7 +58,7 @@ def reduce(x: Tensor, group: GroupLike | None = None) -> Tensor:
 def gather(x: Tensor, dim: int = -1, group: GroupLike | None = None) -> Tensor:
     """Join the ranks' shards along `dim`, in rank order.
 
-    Forward: `[..., n, ...]` -> `[..., P n, ...]`, new and contiguous. Backward: this rank's slice
+    Forward: `[..., n, ...]` -> `[..., P n, ...]`, new and contiguous. Backward: this rank's shard
     of the (replicated) gradient, copied.
 
     Raises:
@@ -70,7 +71,7 @@ def gather(x: Tensor, dim: int = -1, group: GroupLike | None = None) -> Tensor:
 
 
 def scatter(x: Tensor, dim: int = -1, group: GroupLike | None = None) -> Tensor:
-    """This rank's slice of a replicated value, the r-th of P equal ones along `dim`.
+    """This rank's shard of a replicated value, the r-th of P equal ones along `dim`.
 
     Forward: `[..., P n, ...]` -> `[..., n, ...]`, a view. Backward: the ranks' gradients, joined.
 
@@ -104,14 +105,14 @@ def sum_over(x: Tensor, group: Group) -> Tensor:
 
 def gather_along(x: Tensor, dim: int, group: Group) -> Tensor:
     """`gather` for a known group of at least two ranks; `dim` is not negative."""
-    whole: Tensor = _Gather.apply(x, dim, group)
-    return whole
+    joined: Tensor = _Gather.apply(x, dim, group)
+    return joined
 
 
 def scatter_along(x: Tensor, dim: int, group: Group) -> Tensor:
     """`scatter` for a known group of at least two ranks; `dim` is not negative."""
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return _own_slice(x, dim, group)
+        return own_slice(x, Shard(dim), group.size, group.rank)
     mine: Tensor = _Scatter.apply(x, dim, group)
     return mine
 
@@ -149,7 +150,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # A copy, so that a shard's gradient neither shares nor keeps alive the whole one.
+        # A copy, so that a shard's gradient neither shares the unsharded one's storage nor keeps it alive.
         mine = scatter_along(grad, ctx.dim, ctx.group)
         return mine.clone(memory_format=torch.contiguous_format), None, None
 
@@ -158,16 +159,11 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: Group) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _own_slice(x, dim, group)
+        return own_slice(x, Shard(dim), group.size, group.rank)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return gather_along(grad, ctx.dim, ctx.group), None, None
-
-
-def _own_slice(x: Tensor, dim: int, group: Group) -> Tensor:
-    size = x.shape[dim] // group.size
-    return x.narrow(dim, group.rank * size, size)
 
 
 def _enter(name: str, x: object, group: GroupLike | None, dim: object = None, replicated: bool = False) -> Group:

@@ -48,7 +48,7 @@ class Group:
     """One rank's view of a group of `size` ranks.
 
     `process_group` is None for a detached shard (`rank=`, `world_size=`), and for a group that
-    was unpickled and not found yet (`pending`; then `rank` is -1 and `saved_ranks` are set).
+    was unpickled before its process group existed (`pending`; then `rank` is -1 and `saved_ranks` are set).
     """
 
     rank: int
@@ -90,7 +90,7 @@ class Group:
         return self.process_group
 
     def resolved(self) -> Group:
-        """This group with its process group found; itself unless `pending`."""
+        """This group with its process group; itself unless `pending`."""
         return self if self.saved_ranks is None else _find_by_ranks(self.saved_ranks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
@@ -106,29 +106,40 @@ def attached_group(process_group: dist.ProcessGroup) -> Group:
     return Group(process_group.rank(), process_group.size(), process_group.group_name, process_group)
 
 
-# The blocks made so far and the world they were made in.
-_blocks: tuple[object, dict[tuple[dist.ProcessGroup, int], Group]] = (None, {})
+# The process groups that `block` made, and the world they were made in.
+_blocks: tuple[object, dict[tuple[dist.ProcessGroup, int], dist.ProcessGroup]] = (None, {})
+
+
+def block(process_group: dist.ProcessGroup, size: int) -> dist.ProcessGroup:
+    """The process group of this rank's block, which is `size` neighbouring ranks of a group; `size` divides P.
+
+    The first call makes it, and asking again gives the same one. All ranks of the group must call this.
+    """
+    global _blocks
+    if size == process_group.size():
+        return process_group
+    world = _world()
+    if _blocks[0] is not world:
+        _blocks = (world, {})
+    made = _blocks[1].get((process_group, size))
+    if made is None:
+        ranks, mine = dist.get_process_group_ranks(process_group), process_group.rank() // size
+        if process_group is world:  # the other blocks are made by all processes too, which torch can always do
+            groups = [dist.new_group(ranks[first : first + size]) for first in range(0, len(ranks), size)]
+            found = groups[mine]
+        else:
+            found = dist.new_group(ranks[mine * size : (mine + 1) * size], use_local_synchronization=True)
+        made = _blocks[1][process_group, size] = cast(dist.ProcessGroup, found)
+    return made
 
 
 def neighbours(group: Group, size: int) -> Group:
-    """The block of `size` neighbouring ranks of a group that this rank is in; P is a multiple of `size`.
-
-    Made once for each process group, by the block's ranks alone, which must all ask for it.
-    """
-    global _blocks
+    """`block` of a `Group`; a block of one rank, or of a detached group, is detached."""
     if size == group.size:
         return group
-    rank, first = group.rank % size, group.rank // size * size
     if size == 1 or group.process_group is None:
-        return Group(rank, size)
-    if _blocks[0] is not _world():
-        _blocks = (_world(), {})
-    key = (group.process_group, size)
-    if key not in _blocks[1]:
-        ranks = dist.get_process_group_ranks(group.process_group)[first : first + size]
-        made = dist.new_group(ranks, use_local_synchronization=True)
-        _blocks[1][key] = attached_group(cast(dist.ProcessGroup, made))
-    return _blocks[1][key]
+        return Group(group.rank % size, size)
+    return attached_group(block(group.process_group, size))
 
 
 # The group of init_tensor_parallel, and the world it was made in: once that world is
@@ -137,7 +148,7 @@ _default: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
 
 
 def set_default_group(process_group: dist.ProcessGroup) -> None:
-    """Make this the group of everything that is given `group=None` from here on."""
+    """Make this the group that `group=None` means from here on."""
     global _default
     _default = (process_group, _world())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_tp import collectives, debug
 from torch_tp.functions import reduce, require_tensor
-from torch_tp.group import GroupLike, find_group, integer, set_default_group
+from torch_tp.group import GroupLike, block, find_group, integer, set_default_group
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def init_tensor_parallel(backend: str | None = None, tp_size: int | None = None)
         raise ValueError(f"torch_tp.init_tensor_parallel: backend = {backend!r}; it must be one of {', '.join(known)}")
     if not dist.is_initialized():
         _start(config)
-    set_default_group(_neighbours(config, size))
+    set_default_group(block(cast(dist.ProcessGroup, dist.group.WORLD), size))
     return replace(config, tp_rank=config.rank % size, tp_size=size)
 
 
@@ -182,19 +182,3 @@ def _claim_gpu(local_rank: int) -> None:
             "one process per GPU, or pass backend='gloo'"
         )
     torch.cuda.set_device(local_rank)
-
-
-# The groups made so far and the world they were made in: asking again for the same size gives the same group.
-_made: tuple[object, dict[int, dist.ProcessGroup]] = (None, {})
-
-
-def _neighbours(config: TensorParallelConfig, size: int) -> dist.ProcessGroup:
-    global _made
-    world = dist.group.WORLD
-    if _made[0] is not world:
-        _made = (world, {config.world_size: cast(dist.ProcessGroup, world)})
-    if size not in _made[1]:
-        # Every process must take part in the making of every group, also of those it is not in.
-        blocks = [dist.new_group(range(first, first + size)) for first in range(0, config.world_size, size)]
-        _made[1][size] = cast(dist.ProcessGroup, blocks[config.rank // size])
-    return _made[1][size]

@@ -1,4 +1,4 @@
-"""What an optimizer's loop needs to know of parameters of which each rank holds a slice."""
+"""Clipping of gradients of sharded parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_tp import collectives
 from torch_tp.group import Group, GroupLike, find_group
-from torch_tp.linear import ShardedLinear
+from torch_tp.layers.linear import ShardedLinear
 from torch_tp.models.boundary import Boundary
 from torch_tp.placements import Shard
 
@@ -28,9 +28,9 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scale gradients so that the norm of all of them, as the dense model has them, is at most `max_norm`.
 
-    `torch.nn.utils.clip_grad_norm_` on a rank knows of that rank's slices alone, and would scale each rank differently.
-    Here the slices of all ranks count, what is replicated or has copies counts once, and so does a parameter that is
-    given twice. One all-reduce of one number; to be called on every rank.
+    `torch.nn.utils.clip_grad_norm_` on a rank knows that rank's shards alone, and would scale each rank differently.
+    Here the shards of all ranks count. A replicated parameter, a shard with copies, and a parameter that occurs twice
+    count once. One all-reduce of one number; to be called on every rank.
 
     Args:
         parameters: a module, whose group is known; or parameters of layers in one group. What has no placement is
@@ -45,34 +45,40 @@ def clip_grad_norm_(
         TypeError: a gradient is a DTensor, as `fully_shard` makes them.
         ValueError: `norm_type` is not positive; the module's layers are in several groups.
         RuntimeError: the norm is not finite, and `error_if_nonfinite`.
-        NoProcessGroupError: slices are among the parameters, and there is no group.
+        NoProcessGroupError: sharded parameters are among them, and there is no group.
     """
     if not norm_type > 0:
         raise ValueError(f"{_OWNER}: norm_type = {norm_type!r}; it must be positive, or infinite")
-    found = list({id(each): each for each in _found(parameters)}.values())
-    held = [each for each in found if each.grad is not None]
-    strange = next((type(each.grad).__name__ for each in held if hasattr(each.grad, "device_mesh")), "")
+    different = list({id(each): each for each in _tensors(parameters)}.values())
+    trained = [each for each in different if each.grad is not None]
+    strange = next((type(each.grad).__name__ for each in trained if hasattr(each.grad, "device_mesh")), "")
     if strange:
         raise TypeError(
             f"{_OWNER}: a gradient is a {strange}, cut over another mesh besides; it must be a plain tensor"
         )
-    dtype = torch.float64 if any(each.dtype == torch.float64 for each in found) else torch.float32
-    total = torch.zeros((), device=found[0].device if found else None, dtype=dtype)
-    if any(map(_placement, found)):
-        where = _group(parameters, group)
-        total = _sum([total, *(_power(each, norm_type, where.size) for each in held if _placement(each))], norm_type)
-        total = _over_ranks(total, norm_type, where)
-    total = _sum([total, *(_power(each, norm_type, 1) for each in held if not _placement(each))], norm_type)
-    norm = total if norm_type == inf else total.pow(1 / norm_type)
+    where = _group(parameters, group) if any(map(_placement, different)) else None
+    norm = _norm(different, trained, norm_type, where)
     if error_if_nonfinite and not norm.isfinite():
         raise RuntimeError(
             f"{_OWNER}: the norm of the gradients is {norm.item()}; it must be finite to scale them by it"
         )
-    torch.nn.utils.clip_grads_with_norm_(held, max_norm, norm)
+    torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
     return norm
 
 
-def _found(parameters: nn.Module | Tensor | Iterable[Tensor]) -> list[Tensor]:
+def _norm(parameters: list[Tensor], trained: list[Tensor], norm_type: float, group: Group | None) -> Tensor:
+    """The norm of all gradients; the group is that of the sharded parameters, of which each rank has a part."""
+    wide = any(each.dtype == torch.float64 for each in parameters)
+    device, dtype = parameters[0].device if parameters else None, torch.float64 if wide else torch.float32
+    total = torch.zeros((), device=device, dtype=dtype)
+    if group is not None:
+        total = _sum([total, *(_power(each, norm_type, group.size) for each in trained if _placement(each))], norm_type)
+        total = _over_ranks(total, norm_type, group)
+    total = _sum([total, *(_power(each, norm_type, 1) for each in trained if not _placement(each))], norm_type)
+    return total if norm_type == inf else total.pow(1 / norm_type)
+
+
+def _tensors(parameters: nn.Module | Tensor | Iterable[Tensor]) -> list[Tensor]:
     if isinstance(parameters, nn.Module):
         return list(parameters.parameters())
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
@@ -104,15 +110,15 @@ def _power(parameter: Tensor, norm_type: float, P: int) -> Tensor:
     """The sum of the gradient's powers, or the largest element; what has copies counts by the share of one."""
     gradient, placement = parameter.grad, _placement(parameter)
     assert gradient is not None
-    if placement is None or norm_type == inf or max(placement.copies, default=1) == 1:
+    if placement is None or norm_type == inf or not placement.copied:
         return _of(gradient, norm_type)
-    sizes = [size * c // P for size, c in zip(placement.sizes, placement.copies, strict=True)]
-    parts = zip(gradient.split(sizes, placement.dim), placement.copies, strict=True)
+    widths = placement.widths(sum(placement.sizes), P)
+    parts = zip(gradient.split(widths, placement.dim), placement.copies, strict=True)
     return torch.stack([_of(part, norm_type) / c for part, c in parts]).sum()
 
 
 def _of(gradient: Tensor, norm_type: float) -> Tensor:
-    """Sums of squares of narrow numbers do not fit these, nor are they near enough."""
+    """Accumulate in float32: powers of bfloat16 and float16 overflow and lose precision."""
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     norm: Tensor = torch.linalg.vector_norm(gradient, norm_type, dtype=dtype)
     return norm if norm_type == inf else norm.pow(norm_type)

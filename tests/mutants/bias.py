@@ -15,10 +15,10 @@ from torch import Tensor
 from conformance.adapters.protocol import Group
 from conformance.adapters.pytorch import Layer
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import column, linear, row
 from torch_tp.functions import copy_in, sum_over
+from torch_tp.layers import column, linear, row
+from torch_tp.layers.products import column_product, row_product
 from torch_tp.placements import Shard
-from torch_tp.products import column_product, row_product
 
 cut, local_shape = linear.ShardedLinear._own_shard, linear.ShardedLinear._local
 parallel = column.ColumnParallelLinear._parallel

@@ -16,12 +16,14 @@ from torch import Tensor
 from conformance.adapters.protocol import Group
 from conformance.adapters.pytorch import Layer
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import MergedColumnParallelLinear, QKVParallelLinear, column, fused, linear
-from torch_tp.functions import sum_over
+from torch_tp import MergedColumnParallelLinear, QKVParallelLinear
+from torch_tp.functions import gather_along, sum_over
 from torch_tp.group import attached_group
+from torch_tp.layers import column, gradients, linear
+from torch_tp.layers.products import column_product
 from torch_tp.placements import Shard
 
-cut, gathered = linear.ShardedLinear._own_shard, column.ColumnParallelLinear._gathered
+cut = linear.ShardedLinear._own_shard
 Ranges = Callable[[Shard, int, int, int], tuple[range, ...]]
 
 
@@ -40,10 +42,10 @@ def hold(ranges: Ranges) -> None:
 def share(summed: Callable[[Tensor, int, Any], Tensor]) -> None:
     """Have the gradient of rows with copies another sum: (gradient, first shared row, the group that holds them)."""
 
-    def other(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return summed(grad, ctx.first, ctx.group), None, None
+    def other(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return summed(grad, ctx.rule.widths[0], ctx.rule.groups[1]), None
 
-    fused._SharedRows.backward = staticmethod(other)
+    gradients._Shared.backward = staticmethod(other)
 
 
 class CutAsOneBlock(TorchTp):
@@ -64,7 +66,7 @@ class GatheredByRank(TorchTp):
     """The gathered output is what an all-gather gives: rank by rank, gate and up of each."""
 
     def set_up(self, group: Group) -> None:
-        MergedColumnParallelLinear._gathered = gathered
+        MergedColumnParallelLinear._gathered = lambda layer, y, group: gather_along(y, y.dim() - 1, group)
 
 
 class GatheredPartsSwapped(TorchTp):
@@ -72,7 +74,7 @@ class GatheredPartsSwapped(TorchTp):
 
     def set_up(self, group: Group) -> None:
         def swapped(layer: Any, y: Tensor, group: Any) -> Tensor:
-            by_rank = gathered(layer, y, group).unflatten(-1, (group.size, y.shape[-1]))
+            by_rank = gather_along(y, y.dim() - 1, group).unflatten(-1, (group.size, y.shape[-1]))
             parts = by_rank.split(layer.output_sizes_per_rank, dim=-1)
             return torch.cat([part.flatten(-2) for part in parts[::-1]], dim=-1)
 
@@ -203,7 +205,7 @@ class CopiesSummedOverAll(TorchTp):
     """It is summed over the whole tensor-parallel group, other heads' gradients among it."""
 
     def set_up(self, group: Group) -> None:
-        fused.neighbours = lambda group, size: group
+        gradients.neighbours = lambda group, size: group
 
 
 class CopiesAveraged(TorchTp):
@@ -250,7 +252,7 @@ class BiasCopiesNotSummed(TorchTp):
     def set_up(self, group: Group) -> None:
         shared = QKVParallelLinear._with_shared_gradient
         QKVParallelLinear._with_shared_gradient = lambda layer, parameter: (
-            parameter if parameter is None or parameter.dim() == 1 else shared(layer, parameter)
+            parameter if parameter.dim() == 1 else shared(layer, parameter)
         )
 
 
@@ -270,16 +272,23 @@ class CopiesOfEveryKthRank(TorchTp):
                 made[size] = attached_group(dist.new_group(members, use_local_synchronization=True))
             return made[size]
 
-        fused.neighbours = strided
+        gradients.neighbours = strided
 
 
 class InputSummedAmongSharers(TorchTp):
     """The input's gradient is summed over the ranks that share a head, not over all."""
 
     def set_up(self, group: Group) -> None:
-        product = fused.column_product
+        parallel = QKVParallelLinear._parallel
 
         def among_sharers(x: Tensor, weight: Tensor, bias: Tensor | None, group: Any) -> Tensor:
-            return product(x, weight, bias, fused.neighbours(group, max(1, group.size // 2)))
+            return column_product(x, weight, bias, gradients.neighbours(group, max(1, group.size // 2)))
 
-        fused.column_product = among_sharers
+        def computed(layer: Any, *operands: Any) -> Tensor:
+            column.column_product = among_sharers
+            try:
+                return parallel(layer, *operands)
+            finally:
+                column.column_product = column_product
+
+        QKVParallelLinear._parallel = computed

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, column, functions, products, row
+from torch_tp import collectives, functions
 from torch_tp.collectives import all_reduce, start_all_reduce
 from torch_tp.functions import copy_in, gather_along, sum_over
-from torch_tp.products import column_product, row_product
+from torch_tp.layers import column, products, row
+from torch_tp.layers.products import column_product, row_product
 
 weight_grad, bias_grad = products._weight_grad, products._bias_grad
 

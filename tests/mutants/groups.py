@@ -15,9 +15,10 @@ from torch.nn.functional import linear as dense
 from conformance.adapters.protocol import Group
 from conformance.adapters.pytorch import Layer
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, column, linear, row
+from torch_tp import collectives
 from torch_tp.collectives import all_reduce
 from torch_tp.group import attached_group
+from torch_tp.layers import column, linear, row
 from torch_tp.placements import Shard
 
 cut = linear.ShardedLinear._own_shard

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from conformance.adapters.protocol import Group
 from conformance.adapters.pytorch import Layer
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import column, linear
 from torch_tp import group as groups
 from torch_tp.autocast import autocast
 from torch_tp.collectives import all_gather, broadcast
 from torch_tp.functions import gather_along
-from torch_tp.products import column_product
+from torch_tp.layers import column, linear
+from torch_tp.layers.products import column_product
 
 reset, restore = linear.ShardedLinear.reset_parameters, linear.ShardedLinear.__setstate__
 

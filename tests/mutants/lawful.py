@@ -17,10 +17,11 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, column, fused, products, row
+from torch_tp import collectives
 from torch_tp.collectives import all_gather
 from torch_tp.functions import sum_over
-from torch_tp.products import column_product, row_product
+from torch_tp.layers import column, fused, gradients, products, row
+from torch_tp.layers.products import column_product, row_product
 
 # Newer releases of torch warn of the older name.
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -142,12 +143,12 @@ class CopiesSummedByGather(TorchTp):
     strict = False
 
     def set_up(self, group: Group) -> None:
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-            own, shared = grad.split([ctx.first, grad.shape[0] - ctx.first])
-            total = in_rank_order(all_gather(shared.unsqueeze(0), 0, ctx.group, "QKVParallelLinear backward"))
-            return torch.cat([own, total]), None, None
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+            own, shared = grad.split(ctx.rule.widths)
+            total = in_rank_order(all_gather(shared.unsqueeze(0), 0, ctx.rule.groups[1], "QKVParallelLinear backward"))
+            return torch.cat([own, total]), None
 
-        fused._SharedRows.backward = staticmethod(backward)
+        gradients._Shared.backward = staticmethod(backward)
 
 
 class CopiesSummedByHead(TorchTp):
@@ -156,15 +157,15 @@ class CopiesSummedByHead(TorchTp):
     strict = False
 
     def set_up(self, group: Group) -> None:
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-            whole, copies = ctx.group
-            own, shared = grad.split([ctx.first, grad.shape[0] - ctx.first])
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+            whole, copies = ctx.rule.groups[1]
+            own, shared = grad.split(ctx.rule.widths)
             heads = shared.new_zeros((whole.size // copies, *shared.shape))
             heads[whole.rank // copies] = shared
-            return torch.cat([own, sum_over(heads, whole)[whole.rank // copies]]), None, None
+            return torch.cat([own, sum_over(heads, whole)[whole.rank // copies]]), None
 
-        fused.neighbours = lambda group, size: WithCopies(group, size)
-        fused._SharedRows.backward = staticmethod(backward)
+        gradients.neighbours = lambda group, size: WithCopies(group, size)
+        gradients._Shared.backward = staticmethod(backward)
 
 
 class WithCopies(tuple[Any, int]):
@@ -189,20 +190,18 @@ class PartsOneByOne(TorchTp):
             products = [column_product(x, *part, group) for part in zip(weight.split(sizes), biases, strict=True)]
             return torch.cat(products, dim=-1)
 
-        parallel = column.ColumnParallelLinear._parallel, fused.QKVParallelLinear._parallel
-        for cls, whole in zip((fused.MergedColumnParallelLinear, fused.QKVParallelLinear), parallel, strict=True):
-            cls._parallel = _with_product(whole, one_by_one)
+        for cls in (fused.MergedColumnParallelLinear, fused.QKVParallelLinear):
+            cls._parallel = _with_product(column.ColumnParallelLinear._parallel, one_by_one)
 
 
 def _with_product(parallel: Callable[..., Tensor], product: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A layer's computation with another product."""
 
     def computed(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: Any) -> Tensor:
-        usual = column.column_product, fused.column_product
-        column.column_product = fused.column_product = lambda *args: product(layer, *args)
+        column.column_product = lambda *args: product(layer, *args)
         try:
             return parallel(layer, x, weight, bias, group)
         finally:
-            column.column_product, fused.column_product = usual
+            column.column_product = column_product
 
     return computed

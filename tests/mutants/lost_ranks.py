@@ -16,9 +16,10 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, column
+from torch_tp import collectives
 from torch_tp.collectives import all_reduce, start_all_reduce
-from torch_tp.products import column_product
+from torch_tp.layers import column
+from torch_tp.layers.products import column_product
 
 
 class Raises(TorchTp):

@@ -16,10 +16,11 @@ from torch import Tensor
 from conformance.adapters.protocol import Group
 from conformance.adapters.pytorch import Layer
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, column, products, row
+from torch_tp import collectives
 from torch_tp.autocast import without_autocast
 from torch_tp.collectives import all_reduce, start_all_reduce
-from torch_tp.products import column_product, row_product
+from torch_tp.layers import column, products, row
+from torch_tp.layers.products import column_product, row_product
 
 
 class AutocastIgnored(TorchTp):

@@ -14,9 +14,10 @@ from torch.nn.functional import linear
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, functions, products
+from torch_tp import collectives, functions
 from torch_tp.collectives import all_reduce
 from torch_tp.functions import sum_over
+from torch_tp.layers import products
 
 
 class ReducesInBfloat16(TorchTp):

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, functions, row
+from torch_tp import collectives, functions
 from torch_tp.collectives import all_gather, all_reduce, start_all_reduce
 from torch_tp.functions import sum_over
-from torch_tp.products import row_product
+from torch_tp.layers import row
+from torch_tp.layers.products import row_product
 
 parallel = row.RowParallelLinear._parallel
 # Above what starting a collective takes, below the 2 ms that the suite holds a rank back.

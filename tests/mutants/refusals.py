@@ -20,13 +20,14 @@ from conformance.adapters.simulated import Simulated
 from conformance.adapters.torch_tp import TorchTp
 from spec import Array, Case, Observation, Step
 from spec.numerics import encode
-from torch_tp import checks, column, linear
+from torch_tp import checks
 from torch_tp.collectives import all_gather
 from torch_tp.functions import scatter_along
 from torch_tp.group import attached_group
+from torch_tp.layers import column, linear
 from torch_tp.placements import Shard
 
-check_sizes, enter = linear.ShardedLinear._check_sizes, linear.ShardedLinear._enter
+check_divisible, enter = linear.ShardedLinear._check_divisible, linear.ShardedLinear._enter
 forward, refuse = column.ColumnParallelLinear.forward, checks.refuse
 
 
@@ -41,10 +42,10 @@ class LastShardShort(TorchTp):
     """The column layer's last ranks get fewer rows than the first: huggingface/text-generation-inference#1463."""
 
     def set_up(self, group: Group) -> None:
-        def sizes(layer: Any) -> None:
+        def divisible(layer: Any, name: str, size: int) -> None:
             # Where slices are joined afterwards unequal ones would make the ranks wait for each other.
             if getattr(layer, "gather_output", True):
-                check_sizes(layer)
+                check_divisible(layer, name, size)
 
         def shape(layer: Any, whole: tuple[int, ...], placement: Any) -> tuple[int, ...]:
             return tuple(shard(layer, torch.empty(whole, device="meta"), placement).shape)
@@ -55,7 +56,7 @@ class LastShardShort(TorchTp):
             return whole
 
         sharded = linear.ShardedLinear
-        sharded._check_sizes, sharded._local, sharded._own_shard = sizes, shape, shard
+        sharded._check_divisible, sharded._local, sharded._own_shard = divisible, shape, shard
 
 
 class Padded(TorchTp):

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import checks, collectives, column, functions, products
+from torch_tp import checks, collectives, functions
 from torch_tp.collectives import all_gather, all_reduce
-from torch_tp.products import column_product
+from torch_tp.layers import column, products
+from torch_tp.layers.products import column_product
 
 check_input = checks.check_input
 

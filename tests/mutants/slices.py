@@ -12,9 +12,10 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, column, functions, linear, row
+from torch_tp import collectives, functions
 from torch_tp.collectives import all_gather
 from torch_tp.functions import scatter_along
+from torch_tp.layers import column, linear, row
 from torch_tp.placements import Shard
 
 cut = linear.ShardedLinear._own_shard

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import column, products, row
-from torch_tp.products import row_product
+from torch_tp.layers import column, products, row
+from torch_tp.layers.products import row_product
 
 input_grad, weight_grad = products._input_grad, products._weight_grad
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from conformance.adapters.protocol import Group
 from conformance.adapters.pytorch import Layer
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import functions, linear
+from torch_tp import functions
 from torch_tp.collectives import all_reduce
+from torch_tp.layers import linear
 
 cut = linear.ShardedLinear._own_shard
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from conformance.adapters.protocol import Group
 from conformance.adapters.torch_tp import TorchTp
-from torch_tp import collectives, functions, linear, products, row
+from torch_tp import collectives, functions
 from torch_tp.collectives import all_gather, all_reduce, start_all_reduce
 from torch_tp.functions import sum_over
+from torch_tp.layers import linear, products, row
 from torch_tp.placements import Shard
 
 cut, weight_grad = linear.ShardedLinear._own_shard, products._weight_grad

@@ -1,7 +1,7 @@
 """Mutation testing: change one thing in a module, run the tests that should notice, change it back.
 
     python tests/mutation/run.py                          # all of targets.toml, on from where the last run stopped
-    python tests/mutation/run.py spec/clauses torch_tp/row.py
+    python tests/mutation/run.py spec/clauses torch_tp/layers/row.py
     python tests/mutation/run.py --again spec/bounds.py   # the survivors once more, after tests were added
     python tests/mutation/run.py --report                 # run nothing, show what is known
 

@@ -16,6 +16,7 @@ EMPTY = {
     "spec/clauses/__init__.py",
     "torch_tp/__init__.py",
     "torch_tp/errors.py",
+    "torch_tp/layers/__init__.py",
     "torch_tp/models/__init__.py",
     "torch_tp/models/planning.py",
 }

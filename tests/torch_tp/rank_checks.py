@@ -443,15 +443,15 @@ def check_merged_parts_are_those_of_separate_layers(rank: int) -> None:
 
 def check_copies_of_a_key_and_value_head_get_one_gradient(rank: int) -> None:
     D = 2
-    for heads, kv_heads in ((4, 4), (4, 2), (4, 1)):
-        linear = dense(3, (heads + 2 * kv_heads) * D)
-        layer = QKVParallelLinear.from_linear(linear, D, heads, kv_heads)
+    for heads, kv_heads, E in ((4, 4, 2), (4, 2, 2), (4, 1, 2), (4, 2, 3), (4, 1, 1)):
+        linear = dense(3, (heads + kv_heads) * D + kv_heads * E)
+        layer = QKVParallelLinear.from_linear(linear, D, heads, kv_heads, v_head_size=E)
         x, alike = (integers(5, 3).requires_grad_() for _ in range(2))
         for _ in range(2):  # gradients accumulate
-            whole = linear(alike).split([heads * D, kv_heads * D, kv_heads * D], -1)
-            scored(whole, heads, kv_heads, D, slice(0, heads)).backward()
+            whole = linear(alike).split([heads * D, kv_heads * D, kv_heads * E], -1)
+            scored(whole, heads, kv_heads, (D, E), slice(0, heads)).backward()
             mine = slice(rank * heads // P, (rank + 1) * heads // P)
-            scored(layer.split(layer(x)), heads // P, layer.num_kv_heads, D, mine).backward()
+            scored(layer.split(layer(x)), heads // P, layer.num_kv_heads, (D, E), mine).backward()
             same(alike.grad, x.grad)
             for name in ("weight", "bias"):
                 parameter, expected = layer.get_parameter(name), linear.get_parameter(name).grad
@@ -459,12 +459,12 @@ def check_copies_of_a_key_and_value_head_get_one_gradient(rank: int) -> None:
                 same(expected[held], parameter.grad)
 
 
-def scored(parts, heads: int, kv_heads: int, D: int, mine: slice) -> Tensor:
+def scored(parts, heads: int, kv_heads: int, sizes: tuple[int, int], mine: slice) -> Tensor:
     """A number that every head enters differently, as in grouped-query attention."""
-    q, k, v = (part.unflatten(-1, (-1, D)) for part in parts)
+    q, k, v = (part.unflatten(-1, (-1, size)) for part, size in zip(parts, (*sizes[:1], *sizes), strict=True))
     k, v = (part.repeat_interleave(heads // kv_heads, -2) for part in (k, v))
     weights = torch.arange(1.0, 9.0)[mine].view(-1, 1)
-    return (q * k * weights + v * weights).sum()
+    return ((q * k).sum(-1, keepdim=True) * weights + v * weights).sum()
 
 
 def check_blocks_of_ranks_are_made_once(rank: int) -> None:

@@ -24,7 +24,7 @@ def merged(**options: Any) -> MergedColumnParallelLinear:
     return MergedColumnParallelLinear(3, [4, 8], **options)
 
 
-def rows_of(rank: int, P: int, heads: int, kv_heads: int) -> list[int]:
+def rows_of(rank: int, P: int, heads: int, kv_heads: int, v_size: int = D) -> list[int]:
     """The rows of [W_q; W_k; W_v] that a rank holds, head by head, without any formula of the layer's."""
     copies = max(1, P // kv_heads)
     groups = [list(range(heads)), list(range(kv_heads)), list(range(kv_heads))]
@@ -32,8 +32,9 @@ def rows_of(rank: int, P: int, heads: int, kv_heads: int) -> list[int]:
     for number, group in enumerate(groups):
         spread = [head for head in group for _ in range(copies if number else 1)]
         mine = spread[rank * len(spread) // P : (rank + 1) * len(spread) // P]
-        rows += [first + head * D + n for head in mine for n in range(D)]
-        first += len(group) * D
+        size = v_size if number == 2 else D
+        rows += [first + head * size + n for head in mine for n in range(size)]
+        first += len(group) * size
     return rows
 
 
@@ -50,15 +51,16 @@ def test_a_merged_layer_holds_its_slice_of_each_part(P: int) -> None:
 
 
 @pytest.mark.parametrize("P", WORLDS)
+@pytest.mark.parametrize("v_size", [None, 3])
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
-def test_query_key_and_value_are_cut_by_heads(heads: int, kv_heads: int, P: int) -> None:
-    rows = (heads + 2 * kv_heads) * D
+def test_query_key_and_value_are_sharded_by_heads(heads: int, kv_heads: int, v_size: int | None, P: int) -> None:
+    E = v_size or D
+    rows = (heads + kv_heads) * D + kv_heads * E
     weight, bias = torch.arange(3.0 * rows).view(rows, 3), torch.arange(float(rows))
     for rank in range(P):
-        layer = QKVParallelLinear(
-            3, D, heads, kv_heads, master_weight=weight, master_bias=bias, rank=rank, world_size=P
-        )
-        mine = rows_of(rank, P, heads, kv_heads)
+        where = {"v_head_size": v_size, "rank": rank, "world_size": P}
+        layer = QKVParallelLinear(3, D, heads, kv_heads, master_weight=weight, master_bias=bias, **where)
+        mine = rows_of(rank, P, heads, kv_heads, E)
         assert torch.equal(layer.weight, weight[mine])
         assert layer.bias is not None
         assert torch.equal(layer.bias, bias[mine])
@@ -66,7 +68,12 @@ def test_query_key_and_value_are_cut_by_heads(heads: int, kv_heads: int, P: int)
         assert isinstance(held, Shard)
         assert [row for part in held.ranges(rows, P, rank) for row in part] == mine
         assert (layer.num_heads, layer.num_kv_heads) == (heads // P, max(1, kv_heads // P))
-        assert layer.num_heads * D + 2 * layer.num_kv_heads * D == sum(layer.output_sizes_per_rank) == len(mine)
+        kv = layer.num_kv_heads
+        assert layer.output_sizes_per_rank == (layer.num_heads * D, kv * D, kv * E)
+        assert sum(layer.output_sizes_per_rank) == len(mine)
+        with torch.no_grad():
+            parts = layer.split(layer(torch.ones(5, 3)))
+        assert tuple(part.shape[-1] for part in parts) == layer.output_sizes_per_rank
 
 
 @pytest.mark.parametrize("P", WORLDS)
@@ -117,9 +124,17 @@ def test_the_sizes_are_in_the_text() -> None:
     assert repr(merged(rank=1, world_size=2)).startswith(
         "MergedColumnParallelLinear(in_features=3, output_sizes=(4, 8),"
     )
-    assert "head_size=2, total_num_heads=4, total_num_kv_heads=1" in repr(
-        QKVParallelLinear(3, 2, 4, 1, rank=0, world_size=1)
-    )
+    for v_size, shown in ((None, 2), (5, 5)):
+        layer = QKVParallelLinear(3, 2, 4, 1, v_head_size=v_size, rank=0, world_size=1)
+        sizes = "in_features=3, head_size=2, total_num_heads=4, total_num_kv_heads=1"
+        assert repr(layer).startswith(f"QKVParallelLinear({sizes}, v_head_size={shown}, bias=True,")
+
+
+def test_a_dense_layer_with_value_heads_of_another_size() -> None:
+    linear = nn.Linear(3, 4 * D + 2 * D + 2 * 5)
+    layer = QKVParallelLinear.from_linear(linear, D, 4, 2, v_head_size=5, rank=1, world_size=2)
+    assert torch.equal(layer.weight, linear.weight[[*range(4, 8), *range(10, 12), *range(17, 22)]])
+    assert copy.deepcopy(layer).v_head_size == 5
 
 
 def test_a_copied_head_needs_its_ranks_for_its_gradient() -> None:
@@ -160,6 +175,21 @@ REFUSALS: list[tuple[Any, type[Exception], str]] = [
         "total_num_kv_heads = 3 neither divides P = 4 nor is divided by it",
     ),
     (lambda: QKVParallelLinear(3, 0, 4, rank=0, world_size=2), ValueError, "head_size = 0; it must be at least 1"),
+    (
+        lambda: QKVParallelLinear(3, D, 4, v_head_size=0, rank=0, world_size=2),
+        ValueError,
+        "v_head_size = 0; it must be at least 1",
+    ),
+    (
+        lambda: QKVParallelLinear(3, D, 4, 2, master_weight=torch.ones(16, 3), v_head_size=3, rank=0, world_size=2),
+        ValueError,
+        "master_weight has shape [16, 3]; it must be the whole, unsharded one, [18, 3]",
+    ),
+    (
+        lambda: QKVParallelLinear(3, D, 4, gather_output=True, rank=0, world_size=2),  # type: ignore[call-arg]
+        TypeError,
+        "QKVParallelLinear.__init__() got an unexpected keyword argument 'gather_output'",
+    ),
     (
         lambda: QKVParallelLinear(3, D, 4, 2, True, torch.ones(8, 3), rank=0, world_size=2),
         ValueError,

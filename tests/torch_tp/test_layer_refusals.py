@@ -11,6 +11,7 @@ from torch import nn
 
 import torch_tp
 from torch_tp import ColumnParallelLinear, NoProcessGroupError, RowParallelLinear
+from torch_tp.layers import share_input
 
 SHARD = {"in_features": 4, "out_features": 6, "rank": 1, "world_size": 2}
 
@@ -182,6 +183,15 @@ def test_construction(layer: type[nn.Module], bad: dict[str, Any], kind: type[Ex
     assert caught.type is kind
 
 
+@pytest.mark.parametrize("layer", [ColumnParallelLinear, RowParallelLinear])
+def test_an_unknown_keyword_is_named(layer: Any) -> None:
+    text = re.escape(f"{layer.__name__}.__init__() got an unexpected keyword argument 'gruop'")
+    with pytest.raises(TypeError, match=f"^{text}$"):
+        layer(4, 6, gruop=None)
+    with pytest.raises(TypeError, match=f"^{text}$"):
+        layer.from_linear(nn.Linear(4, 6), gruop=None)
+
+
 INPUTS: list[tuple[Any, type[Exception], str]] = [
     (
         torch.ones(3, 2),
@@ -255,6 +265,16 @@ def test_a_detached_shard_refuses_what_would_communicate(why: str) -> None:
 
     with pytest.raises(NoProcessGroupError, match=f"^{layer.__name__}: .*{text}.*rank=1, world_size=2"):
         layer(**SHARD, **flags)(x)
+
+
+def test_a_detached_shard_that_shares_its_input_refuses_the_same() -> None:
+    layers = [ColumnParallelLinear(**SHARD) for _ in range(2)]
+    share_input(layers)
+    text = "the gradient of an input that requires one needs an all-reduce, .*rank=1, world_size=2"
+    for layer in layers:
+        with pytest.raises(NoProcessGroupError, match=f"^ColumnParallelLinear: {text}"):
+            layer(torch.ones(4, requires_grad=True))
+        assert layer(torch.ones(4)).shape == (3,)
 
 
 @pytest.mark.parametrize("function", [torch_tp.copy, torch_tp.reduce, torch_tp.gather, torch_tp.scatter])

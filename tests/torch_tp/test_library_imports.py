@@ -33,7 +33,7 @@ def offenders(modules: set[str]) -> set[str]:
 def test_the_library_adds_only_its_own_modules() -> None:
     modules = loaded("import torch_tp")
 
-    assert "torch_tp.column" in modules
+    assert "torch_tp.layers.column" in modules
     assert {name for name in modules if name.partition(".")[0] != "torch_tp"} == set()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import torch_tp
 from torch_tp import ColumnParallelLinear, RowParallelLinear, collectives, debug
+from torch_tp.layers import share_input
 
 FLAGS = [
     (ColumnParallelLinear, {}),
@@ -77,6 +78,17 @@ def test_skip_bias_add_returns_the_parameter(where: dict[str, int]) -> None:
         assert bias is part.bias
         assert torch.equal(nn.functional.linear(x, part.weight), y)
         assert layer(8, 12, bias=False, skip_bias_add=True, **where)(x)[1] is None
+
+
+def test_layers_that_share_an_input_have_no_node_of_ours(where: dict[str, int]) -> None:
+    layers = [ColumnParallelLinear(8, 6, **where) for _ in range(2)]
+    share_input(layers)
+    x = torch.randn(3, 8, requires_grad=True)
+    for layer in layers:
+        y = layer(x)
+        assert torch.equal(y, nn.functional.linear(x, layer.weight, layer.bias))
+        assert y.grad_fn is not None
+        assert y.grad_fn.name() == "AddmmBackward0"
 
 
 @pytest.mark.parametrize("where", ["world of one"], indirect=True)

@@ -1,4 +1,4 @@
-"""The checks of `rank_checks` and `wrap_checks`, each an item of its own; ranks are started once for each module."""
+"""The checks of the modules named below, each an item of its own; ranks are started once for each module."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import rank_checks
+import sharing_checks
 import two_ranks
 import wrap_checks
 
 CHECKS = {
     module.__name__: sorted(name for name in vars(module) if name.startswith("check_"))
-    for module in (rank_checks, wrap_checks)
+    for module in (rank_checks, sharing_checks, wrap_checks)
 }
 
 

@@ -26,9 +26,9 @@ from torch_tp import (
     RowParallelLinear,
     VerificationError,
     parallelize,
-    products,
 )
 from torch_tp.group import find_group
+from torch_tp.layers import column, products
 from torch_tp.models import verdict
 from torch_tp.models.agreement import compare_models, together
 from torch_tp.models.verification import verified
@@ -240,7 +240,7 @@ def check_an_input_gradient_that_is_not_summed_is_found(rank: int) -> None:
     def alone(x: Tensor, weight: Tensor, bias: Any, group: Any) -> Tensor:
         return F.linear(x, weight, bias)
 
-    with planted(torch_tp.column, "column_product", alone):
+    with planted(column, "column_product", alone):
         refused(seeded(Mlp), r"at up \(ColumnParallelLinear\), whose input has a gradient that is off by")
         refused(seeded(Attention), r"at [qkv] \(ColumnParallelLinear\), whose input has a gradient")
 

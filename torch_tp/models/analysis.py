@@ -73,6 +73,20 @@ def analyse(
     return Analysis(ledger, shardings, known, shapes, biases, products, outside, attention)
 
 
+def same_inputs(analysis: Analysis) -> list[list[str]]:
+    """The paths of linears that take the same value wherever they are called, those of one value together."""
+    taken: dict[str, list[tuple[int, int]]] = {}
+    for index, sharding in enumerate(analysis.shardings):
+        for node in sharding.graph.nodes:
+            if node.operator == "linear":
+                weight = sharding.graph.values[node.inputs[1]].parameter
+                taken.setdefault(weight, []).append((index, node.inputs[0]))
+    together: dict[object, list[str]] = {}
+    for weight, values in taken.items():
+        together.setdefault(tuple(sorted(values)), []).append(analysis.known.layers[weight])
+    return [paths for paths in together.values() if len(paths) > 1]
+
+
 def _read_outside(graph: Graph) -> set[str]:
     """The parameters that are used other than through the module that holds them, while it runs."""
     first = {n: value.parameter for n, value in enumerate(graph.values) if value.parameter and value.memory == n}

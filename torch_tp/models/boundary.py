@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torch_tp.functions import copy_in, sum_over
-from torch_tp.group import Group, neighbours
+from torch_tp.group import Group
+from torch_tp.layers.gradients import shared_gradient
 from torch_tp.models.signatures import positional_names
 from torch_tp.placements import Shard
 
@@ -98,7 +99,9 @@ class Boundary:
         if not (torch.is_grad_enabled() and parameter.requires_grad):
             return parameter
         group.require(self.owner, f"the gradient of {name} is a sum over the ranks, which needs an all-reduce")
-        return copy_in(parameter, group) if name in self.summed else shared(parameter, self.slices[name], group)
+        return (
+            copy_in(parameter, group) if name in self.summed else shared_gradient(parameter, self.slices[name], group)
+        )
 
     def _copied(self, value: Any, group: Group) -> Any:
         if type(value) is tuple:
@@ -118,15 +121,6 @@ def once(x: Tensor, group: Group) -> Tensor:
     return term
 
 
-def shared(parameter: Tensor, placement: Shard, group: Group) -> Tensor:
-    """A parameter of which other ranks hold some slices too: the gradients of these are summed over their holders."""
-    P = group.size
-    sizes = tuple(size * c // P for size, c in zip(placement.sizes, placement.copies, strict=True))
-    groups = tuple(neighbours(group, c) if c > 1 else None for c in placement.copies)
-    used: Tensor = _Shared.apply(parameter, placement.dim, sizes, groups)
-    return used
-
-
 class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
@@ -135,15 +129,3 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
-
-
-class _Shared(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, sizes: tuple[int, ...], groups: tuple[Group | None, ...]) -> Tensor:
-        ctx.dim, ctx.sizes, ctx.groups = dim, sizes, groups
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        parts = zip(grad.split(ctx.sizes, ctx.dim), ctx.groups, strict=True)
-        return torch.cat([p if group is None else sum_over(p, group) for p, group in parts], ctx.dim), None, None, None

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from torch_tp.attention import ParallelMultiheadAttention
-from torch_tp.column import ColumnParallelLinear
-from torch_tp.fused import MergedColumnParallelLinear, QKVParallelLinear
 from torch_tp.group import Group
-from torch_tp.linear import own_slice
+from torch_tp.layers.attention import ParallelMultiheadAttention
+from torch_tp.layers.column import ColumnParallelLinear, share_input
+from torch_tp.layers.fused import MergedColumnParallelLinear, QKVParallelLinear
+from torch_tp.layers.row import RowParallelLinear
 from torch_tp.models.boundary import Boundary
 from torch_tp.models.guard import Guard
 from torch_tp.models.sizes import ResizedForward, Rule, Site
-from torch_tp.placements import Shard
-from torch_tp.row import RowParallelLinear
+from torch_tp.placements import Shard, own_slice
 
 if TYPE_CHECKING:
     from torch_tp.models.planning import Chain, Derived, Slice
@@ -33,6 +32,7 @@ class Changes:
         boundaries: path of a module -> what happens at its edges.
         sizes: path of a module and name of an attribute -> its value on a rank.
         rules: path of a module -> the calls of views in it that get the sizes of a rank.
+        sharing: path of a layer -> those that all-reduce the gradient of one input together, itself among them.
         guard: what compares the model's calls with those that were proven.
     """
 
@@ -42,6 +42,7 @@ class Changes:
     boundaries: dict[str, Boundary] = field(default_factory=dict[str, Boundary])
     sizes: dict[tuple[str, str], object] = field(default_factory=dict[tuple[str, str], object])
     rules: dict[str, dict[Site, Rule]] = field(default_factory=dict[str, dict[Site, Rule]])
+    sharing: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     guard: Guard | None = None
 
     def apply(self, model: nn.Module) -> None:
@@ -138,6 +139,11 @@ def changes_of(model: nn.Module, derived: Derived, group: Group) -> Changes:
         edges.setdefault(path, {})["copied"] = tuple(sorted(arguments))
     for path, positions in found.reduced.items():
         edges.setdefault(path, {})["reduced"] = tuple(sorted(positions))
+    for paths in derived.same_inputs if group.size > 1 else ():
+        sharing = [path for path in paths if isinstance(changes.layers.get(path), ColumnParallelLinear)]
+        if len(sharing) > 1:
+            share_input([layer for path in sharing if isinstance(layer := changes.layers[path], ColumnParallelLinear)])
+            changes.sharing |= dict.fromkeys(sharing, tuple(sharing))
     if group.size > 1:
         changes.boundaries = {path: Boundary(path, group, **_frozen(further)) for path, further in edges.items()}
         changes.sizes.update(_without_fused_kernels(model, changes))

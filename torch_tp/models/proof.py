@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from torch_tp.attention import unfit
-from torch_tp.models.analysis import Analysis, analyse, known_of
+from torch_tp.layers.attention import unfit
+from torch_tp.models.analysis import Analysis, analyse, known_of, same_inputs
 from torch_tp.models.capture import Example, Stand, capture
 from torch_tp.models.chains import Chain, candidates
 from torch_tp.models.cuts import split_label
@@ -31,6 +31,7 @@ class Derived:
         attention: paths of attention modules that are sharded by heads as modules.
         followed: the calls and modes that were followed.
         notes: what was not, and what a reader should know.
+        same_inputs: paths of linears that take the same value, those of one value together.
         decided: lines of the model's code that decide by a size, which another call may have otherwise.
     """
 
@@ -43,6 +44,7 @@ class Derived:
     followed: Sequence[Example] = ()
     notes: Sequence[str] = ()
     decided: Sequence[str] = ()
+    same_inputs: Sequence[Sequence[str]] = ()
 
 
 def derive(model: nn.Module, P: int, calls: Sequence[Example]) -> Derived:
@@ -80,7 +82,9 @@ def derive(model: nn.Module, P: int, calls: Sequence[Example]) -> Derived:
     decided = sorted({line for graph in graphs for line in graph.decided})
     chance = sorted({line for graph in graphs for line in graph.by_chance})
     notes += [f"at {', '.join(chance)} a random number decides; one of both ways was followed"] if chance else []
-    return Derived(kept, gradients, whole, products, layers, analysis.attention, examples, notes, decided)
+    return Derived(
+        kept, gradients, whole, products, layers, analysis.attention, examples, notes, decided, same_inputs(analysis)
+    )
 
 
 def _followed(model: nn.Module, calls: Sequence[Example], stand: Stand) -> tuple[list[Example], list[Graph], list[str]]:

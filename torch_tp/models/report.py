@@ -212,6 +212,10 @@ class _Teller:
     def _collectives(self, path: str, style: str, head: str) -> tuple[str, str]:
         if style == "summed":
             return "", "all-reduce of its gradient"
+        if path in self.changes.sharing:
+            first, *others = self.changes.sharing[path]
+            names = ", ".join(each.rpartition(".")[2] for each in others)
+            return "", f"{_SUM_OF_INPUT}, with {names}" if path == first else f"with {first.rpartition('.')[2]}"
         if path in self.changes.layers:
             return _COLLECTIVES[style]
         boundary = self.changes.boundaries.get(path)

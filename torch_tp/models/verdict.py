@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_tp.group import Group
-from torch_tp.linear import ShardedLinear
+from torch_tp.layers.linear import ShardedLinear
 from torch_tp.models.agreement import exchange
 from torch_tp.models.passes import Pass, Step
 from torch_tp.models.rounding import deviation

@@ -1,4 +1,4 @@
-"""torch's own attention module, cut by heads."""
+"""torch's own attention module, sharded by heads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch_tp import checks
 from torch_tp.functions import copy_in, gather_along, sum_over
 from torch_tp.group import Group
-from torch_tp.linear import own_slice
-from torch_tp.placements import Shard
-from torch_tp.row import RowParallelLinear
+from torch_tp.layers.row import RowParallelLinear
+from torch_tp.placements import Shard, own_slice
 
 _NAMES = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -22,8 +21,8 @@ _NAMES = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v
 class ParallelMultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` of which a rank has `num_heads / P` heads.
 
-    Attributes, arguments, results and names of parameters are those of the whole module. Query, key and value
-    projections are cut by heads along their output features, each by itself; `out_proj` is a `RowParallelLinear`.
+    Attributes, arguments, results and names of parameters are those of the unsharded module. Query, key and value
+    projections are sharded by heads, each by itself; `out_proj` is a `RowParallelLinear`.
 
     | collectives at P > 1 | |
     | --- | --- |
@@ -35,7 +34,7 @@ class ParallelMultiheadAttention(nn.MultiheadAttention):
 
     @classmethod
     def from_module(cls, module: nn.MultiheadAttention, **where: Any) -> ParallelMultiheadAttention:
-        """This rank's part of a module that all ranks hold alike; `where` is `group`, or `rank` and `world_size`.
+        """This rank's part of a module that is the same on all ranks; `where` is `group`, or `rank` and `world_size`.
 
         Raises:
             ValueError: P does not divide `num_heads`, or `unfit` has a reason.
@@ -48,10 +47,10 @@ class ParallelMultiheadAttention(nn.MultiheadAttention):
         made._parameters, made._modules = dict(module._parameters), {"out_proj": out}
         made._group = out._group
         for name, placement in made._placements().items():
-            whole = module.get_parameter(name)
-            own = own_slice(whole.detach(), placement, out.world_size, out.rank).clone()
-            made._parameters[name] = nn.Parameter(own, requires_grad=whole.requires_grad)
-        made._qkv_same_embed_dim = False  # which keeps torch from its fused kernels, that know whole modules alone
+            dense = module.get_parameter(name)
+            own = own_slice(dense.detach(), placement, out.world_size, out.rank).clone()
+            made._parameters[name] = nn.Parameter(own, requires_grad=dense.requires_grad)
+        made._qkv_same_embed_dim = False  # torch's fused kernels are right for unsharded modules alone
         made._mark()
         return made
 
@@ -73,8 +72,8 @@ class ParallelMultiheadAttention(nn.MultiheadAttention):
             raise RuntimeError(f"{type(self).__name__}: is_causal=True is a hint about attn_mask; give that too")
         group = self._group = self._group.resolved()
         batched = query.dim() == 3
-        given = {id(x): x for x in (query, key, value)}
-        copied = {k: self._batched(self._copied(x, group), batched) for k, x in given.items()}
+        inputs = {id(x): x for x in (query, key, value)}  # one all-reduce for a tensor that is several of them
+        copied = {k: self._batched(self._copied(x, group), batched) for k, x in inputs.items()}
         q, k, v = (self._heads(n, copied[id(x)]) for n, x in enumerate((query, key, value)))
         mask = self._mask(q, k, attn_mask, key_padding_mask)
         dropout = self.dropout if self.training else 0.0
@@ -82,11 +81,11 @@ class ParallelMultiheadAttention(nn.MultiheadAttention):
         if need_weights:
             scores = q @ k.mT / math.sqrt(self.head_dim)
             own = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
-            weights, found = self._weights(own, average_attn_weights, group), own @ v
+            weights, heads = self._weights(own, average_attn_weights, group), own @ v
         else:
             causal = is_causal and key_padding_mask is None
-            found = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
-        y = self.out_proj(found.transpose(1, 2).flatten(2))
+            heads = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
+        y = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not batched:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
         return (y if self.batch_first else y.transpose(0, 1)), weights
@@ -113,15 +112,15 @@ class ParallelMultiheadAttention(nn.MultiheadAttention):
         return y.transpose(1, 2)
 
     def _mask(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Any:
-        """What is added to this rank's scores, `[1 or N, 1 or heads / P, L, S]`."""
-        found = [_added(mask, q) for mask in (attn_mask, padding)]
-        if found[0] is not None and found[0].dim() == 3:
-            by_head = found[0].view(-1, self.num_heads, *found[0].shape[1:])
-            found[0] = by_head.chunk(self._group.size, 1)[self._group.rank]
-        if found[1] is not None:
-            found[1] = found[1].view(-1, 1, 1, k.shape[2])
-        there = [mask for mask in found if mask is not None]
-        return None if not there else there[0] if len(there) == 1 else there[0] + there[1]
+        """The sum of the masks, to be added to this rank's scores: `[1 or N, 1 or heads / P, L, S]`."""
+        mask, padding = _added(attn_mask, q), _added(padding, q)
+        if mask is not None and mask.dim() == 3:
+            by_head = mask.view(-1, self.num_heads, *mask.shape[1:])
+            mask = own_slice(by_head, Shard(1), self._group.size, self._group.rank)
+        if padding is None:
+            return mask
+        padding = padding.view(-1, 1, 1, k.shape[2])
+        return padding if mask is None else mask + padding
 
     def _weights(self, own: Tensor, average: bool, group: Group) -> Tensor:
         if group.size == 1:
@@ -147,7 +146,7 @@ class ParallelMultiheadAttention(nn.MultiheadAttention):
 
 
 def unfit(module: nn.MultiheadAttention, P: int) -> str:
-    """Why a module cannot be cut by heads, or an empty string."""
+    """Why a module cannot be sharded by heads, or an empty string."""
     if type(module) is not nn.MultiheadAttention or type(module.out_proj).__mro__[1] is not nn.Linear:
         return f"it is a {type(module).__name__}, not an nn.MultiheadAttention itself"
     if module.bias_k is not None or module.add_zero_attn:
@@ -156,7 +155,7 @@ def unfit(module: nn.MultiheadAttention, P: int) -> str:
 
 
 def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask as what is added to scores: a boolean one is True where nobody may look."""
+    """A mask in the form that is added to scores. A boolean mask is True where nothing may be attended to."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     added: Tensor = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, -math.inf)

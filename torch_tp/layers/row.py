@@ -1,8 +1,8 @@
-"""The linear layer whose input features are cut over the ranks."""
+"""The linear layer whose input features are sharded over the ranks."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Self, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch_tp import checks
 from torch_tp.autocast import autocast
 from torch_tp.functions import scatter_along
-from torch_tp.group import Group, GroupLike
-from torch_tp.linear import Options, ShardedLinear, from_dense
-from torch_tp.placements import Placement, Replicate, Shard
-from torch_tp.products import row_product
+from torch_tp.group import Group
+from torch_tp.layers.linear import LayerOptions, ShardedLinear
+from torch_tp.layers.products import row_product
+from torch_tp.placements import Replicate, Shard
 
 
 class RowParallelLinear(ShardedLinear):
-    """`Y = X W^T + b` with `W` cut along dim 1, its input features.
+    """`Y = X W^T + b` with `W` sharded along dim 1, its input features.
 
     O = `out_features`, I = `in_features`, P ranks in the group, r this rank in it; `...` is any number of
     batch dimensions, none and empty ones included.
@@ -28,14 +28,14 @@ class RowParallelLinear(ShardedLinear):
     | weight | `W_r = W[:, r I/P : (r+1) I/P]` | `[O, I/P]` |
     | bias | `b`, replicated | `[O]` |
     | input | `X_r`, sharded along its last dimension | `[..., I/P]` |
-    | input, `input_is_parallel=False` | `X`, replicated; the layer takes its slice `X_r` | `[..., I]` |
+    | input, `input_is_parallel=False` | `X`, replicated; the layer takes its shard `X_r` | `[..., I]` |
     | output | `Y = sum_r X_r W_r^T + b`, replicated, the bias in it once | `[..., O]` |
     | output, `reduce_output=False` | `X_r W_r^T`, partial, no bias | `[..., O]` |
     | upstream gradient | `G`, replicated, in either case | `[..., O]` |
     | gradient of the input | `G W_r`, sharded | `[..., I/P]` |
     | gradient of the input, `input_is_parallel=False` | `G W`, replicated | `[..., I]` |
     | gradient of the weight | `G^T X_r`, over the flattened batch | `[O, I/P]` |
-    | gradient of the bias | `G` summed over the batch, whole and equal on every rank | `[O]` |
+    | gradient of the bias | `G` summed over the batch, replicated | `[O]` |
 
     | collectives at P > 1 | |
     | --- | --- |
@@ -48,12 +48,12 @@ class RowParallelLinear(ShardedLinear):
         in_features: I, a multiple of P.
         out_features: O, at least 1.
         bias: whether there is a bias; it starts at zero.
-        master_weight: the whole `[O, I]` weight, the same on all ranks, of which this rank's shard is copied. None
+        master_weight: the unsharded `[O, I]` weight, the same on all ranks, of which this rank's shard is copied. None
             draws what `torch.nn.Linear` would draw, see `reset_parameters`.
-        master_bias: the whole `[O]` bias, the same on all ranks, copied. None is zero.
+        master_bias: the `[O]` bias, the same on all ranks, copied. None is zero.
         input_is_parallel: the input is already sharded; False: it is replicated.
-        reduce_output: sum the ranks' terms; False leaves them partial, and needs `bias=False` or `skip_bias_add=True`.
-        skip_bias_add: return `(Y without bias, bias)`, the bias being the parameter, whole, or None.
+        reduce_output: all-reduce the output; False leaves it partial, and needs `bias=False` or `skip_bias_add=True`.
+        skip_bias_add: return `(Y without bias, bias)`, the bias being the replicated parameter or None.
         group: a ProcessGroup or one-dimensional DeviceMesh. None: the group of `init_tensor_parallel`, else the world.
         rank, world_size: in place of a group, build the shard of this rank without any process group. Its forward
             raises NoProcessGroupError where it, or the backward it could start, would communicate.
@@ -70,13 +70,10 @@ class RowParallelLinear(ShardedLinear):
     `megatron/core/tensor_parallel/layers.py` of that project.
     """
 
-    weight_placement: Placement = Shard(1)
-    bias_placement: Placement = Replicate()
     flag_names: ClassVar[tuple[str, ...]] = ("input_is_parallel", "reduce_output", "skip_bias_add")
 
     input_is_parallel: bool
     reduce_output: bool
-    skip_bias_add: bool
 
     def __init__(
         self,
@@ -85,22 +82,18 @@ class RowParallelLinear(ShardedLinear):
         bias: bool = True,
         master_weight: Tensor | None = None,
         *,
-        master_bias: Tensor | None = None,
         input_is_parallel: bool = True,
         reduce_output: bool = True,
-        skip_bias_add: bool = False,
-        group: GroupLike | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(
-            Options(
-                in_features, out_features, bias, master_weight, master_bias, group, rank, world_size, device, dtype
-            ),
-            {"input_is_parallel": input_is_parallel, "reduce_output": reduce_output, "skip_bias_add": skip_bias_add},
-        )
+        flags = {"input_is_parallel": input_is_parallel, "reduce_output": reduce_output}
+        super().__init__(in_features, out_features, bias, options, **flags)
+        if bias and not self.reduce_output and not self.skip_bias_add:
+            text = "reduce_output=False with bias=True would add the bias to every term of the sum; "
+            checks.refuse(self._name(), text + "set bias=False or skip_bias_add=True")
+        self._find_group(options)
+        self._check_divisible("in_features", self.in_features)
+        self._make_parameters(bias, master_weight, options, (Shard(1), Replicate()))
 
     @classmethod
     def from_linear(
@@ -109,20 +102,15 @@ class RowParallelLinear(ShardedLinear):
         *,
         input_is_parallel: bool = True,
         reduce_output: bool = True,
-        skip_bias_add: bool = False,
-        group: GroupLike | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
-    ) -> RowParallelLinear:
-        """This rank's part of a dense layer that all ranks hold alike.
+        **options: Unpack[LayerOptions],
+    ) -> Self:
+        """This rank's part of a dense layer that is the same on all ranks.
 
-        Copies; keeps values, dtype, device, requires_grad and training mode. Raises what the constructor does, and a
-        TypeError if `linear` is no `torch.nn.Linear`.
+        Copies values, requires_grad and training mode; dtype and device are those of `linear` unless `options` say
+        otherwise. Raises what the constructor does, and a TypeError if `linear` is no `torch.nn.Linear`.
         """
-        options: dict[str, Any] = {"input_is_parallel": input_is_parallel, "reduce_output": reduce_output}
-        options |= {"skip_bias_add": skip_bias_add, "group": group, "rank": rank, "world_size": world_size}
-        made: RowParallelLinear = from_dense(cls, cls.__name__, linear, ("in_features", "out_features"), (), options)
-        return made
+        flags = {"input_is_parallel": input_is_parallel, "reduce_output": reduce_output}
+        return cls._from_dense(linear, None, {**flags, **options})
 
     @property
     def in_features_per_rank(self) -> int:
@@ -153,16 +141,8 @@ class RowParallelLinear(ShardedLinear):
             group.require(self._name(), "reduce_output=True needs an all-reduce")
         if not self.input_is_parallel and torch.is_grad_enabled() and x.requires_grad:
             group.require(self._name(), "the gradient of a replicated input needs an all-gather")
-        # Cast before the slice is taken, so that the all-gather of the gradient is in the narrow dtype.
+        # Cast before the shard is taken, so that the all-gather of the gradient is in the narrow dtype.
         x, weight, bias = autocast(x, weight, bias)
         if not self.input_is_parallel:
             x = scatter_along(x, x.dim() - 1, group)
         return row_product(x, weight, bias, group) if self.reduce_output else F.linear(x, weight)
-
-    def _flag_conflict(self, bias: bool) -> str:
-        if bias and not self.reduce_output and not self.skip_bias_add:
-            return (
-                "reduce_output=False with bias=True would add the bias to every term of the sum; "
-                "set bias=False or skip_bias_add=True"
-            )
-        return ""

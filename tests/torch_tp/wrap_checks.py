@@ -131,9 +131,9 @@ def check_a_wrap_that_fails_leaves_the_model_as_it_was(rank: int) -> None:
         ({"0": "column", "3": "column"}, r"3 as column: out_features = 3 cannot be cut into P = 2 equal shards"),
     ):
         refusal(ValueError, text, lambda plan=plan: torch_tp.parallelize(model, plan=plan))
-    refusal(
-        ValueError, "cannot be followed without data; give example=", lambda: torch_tp.parallelize(nn.Conv1d(2, 2, 1))
-    )
+    torch.manual_seed(0)
+    alone = nn.Conv1d(2, 2, 1)
+    refusal(ValueError, "cannot be followed without data; give example=", lambda: torch_tp.parallelize(alone))
     refusal(ValueError, "cannot be followed", lambda: torch_tp.parallelize(model, example=integers(3, 5)))
     refusal(TypeError, "the module is a str", lambda: torch_tp.parallelize("model"))
     assert held == {name: id(each) for name, each in [*model.named_modules(), *model.named_parameters()]}
@@ -630,5 +630,6 @@ def check_slices_in_an_object_of_the_output(rank: int) -> None:
 
 
 def check_a_linear_whose_weight_is_no_parameter(rank: int) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.utils.spectral_norm(linear(4, 8)), nn.ReLU(), linear(8, 4)).eval()
     assert torch_tp.parallelize(model, example=doubles(3, 4)).tp_report.sharded_share == 0

@@ -77,6 +77,16 @@ def capture(
         Exception: whatever `observe` raises.
     """
     recorder = Recorder(example.label, observe)
+    before = Snapshot(model, values=False, also=(example.args, example.kwargs))
+    try:
+        return _recorded(model, example, stand, recorder)
+    finally:
+        before.restore()
+        _forget(recorder)
+
+
+def _recorded(model: nn.Module, example: Example, stand: Stand, recorder: Recorder) -> Graph:
+    """The graph of a run, whose tensors are gone when this returns, but for those that others hold."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     held = _stand_ins(model, stand.shapes, fake)
     for name, (_, stand_in) in held.items():
@@ -89,23 +99,18 @@ def capture(
     for tensor in inputs:
         recorder.begin(tensor)
     recorder.sizes = sizes_of_calls(inputs)
-    before = Snapshot(model, values=False, also=(example.args, example.kwargs))
-    try:
-        with ExitStack() as entered:
-            for each in (torch.set_grad_enabled(example.training), _quiet(), seen_by(recorder)):
-                entered.enter_context(each)
-            entered.enter_context(saved_tensors_hooks(_nothing, _nothing))  # so that autograd keeps nothing alive
-            _put_in(model, recorder, stand, held, example.training)
-            for mode in (fake, Operations(recorder), Functions(recorder, stand.layers, stand.rules)):
-                entered.enter_context(mode)
-            out = [_called(model, args, kwargs)]
-        return recorder.graph(_exits(model, recorder, out, (args, kwargs)))
-    finally:
-        before.restore()
-        _forget(model, recorder)
+    with ExitStack() as entered:
+        for each in (torch.set_grad_enabled(example.training), _quiet(), seen_by(recorder)):
+            entered.enter_context(each)
+        entered.enter_context(saved_tensors_hooks(_nothing, _nothing))  # so that autograd keeps nothing alive
+        _put_in(model, recorder, stand, held, example.training)
+        for mode in (fake, Operations(recorder), Functions(recorder, stand.layers, stand.rules)):
+            entered.enter_context(mode)
+        out = [_called(model, args, kwargs)]
+    return recorder.graph(_exits(model, recorder, out, (args, kwargs)))
 
 
-def _forget(model: nn.Module, recorder: Recorder) -> None:
+def _forget(recorder: Recorder) -> None:
     """Empty what remembers tensors of a run outside of the model. Raises `Unfollowable` where that cannot be done."""
     if recorder.made():
         gc.collect()

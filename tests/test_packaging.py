@@ -139,6 +139,13 @@ BREACHES = [
     ("library-alone", "torch_tp/new.py", "import numpy as np"),
     ("library-needs-torch-alone", "torch_tp/new.py", "import jax"),
     ("library-needs-torch-alone", "torch_tp/new.py", "def f():\n    import safetensors.torch"),
+    ("library-rooms", "torch_tp/group.py", "from torch_tp import layers"),
+    ("library-rooms", "torch_tp/layers/linear.py", "def f():\n    from torch_tp import models"),
+    ("library-rooms", "torch_tp/layers/linear.py", "import torch_tp.training"),
+    ("library-rooms", "torch_tp/new.py", ""),
+    ("layers-one-way", "torch_tp/layers/products.py", "from torch_tp.layers import column"),
+    ("layers-one-way", "torch_tp/layers/row.py", "from torch_tp.layers import column"),
+    ("layers-one-way", "torch_tp/layers/new.py", ""),
     ("ranks-light", "conformance/ranks/new.py", "import spec.case"),
     ("ranks-light", "conformance/ranks/new.py", "import hypothesis"),
     ("ranks-light", "conformance/ranks/new.py", "from conformance import heavy"),
@@ -154,6 +161,9 @@ BREACHES = [
     ("reporting-rooms", "conformance/reporting/evidence.py", "def f():\n    from conformance.reporting import failure"),
     ("reporting-rooms", "conformance/reporting/new.py", ""),
 ]
+FOUNDATION = ["autocast", "c10d", "checks", "collectives", "debug", "errors", "functions", "group", "placements"]
+FOUNDATION += ["runtime"]
+LAYERS = ["attention", "column", "fused", "gradients", "linear", "products", "row", "shared_input"]
 REPORTING = ["command", "session", "output", "page", "picture", "results", "failure", "evidence", "record"]
 
 
@@ -162,7 +172,9 @@ def rooms(top: Path) -> None:
     contents = {
         "spec/reference.py": "import jax",
         "spec/clauses/__init__.py": "",
-        "torch_tp/layers.py": "import torch",
+        **{f"torch_tp/{module}.py": "" for module in [*FOUNDATION, "training", "models"]},
+        **{f"torch_tp/layers/{module}.py": "import torch" for module in LAYERS},
+        "torch_tp/models.py": "from torch_tp.layers import column",
         "conformance/heavy.py": "import pytest",
         "conformance/ranks/main.py": "import torch",
         "conformance/adapters/own.py": "import torch_tp",

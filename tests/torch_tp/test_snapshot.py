@@ -316,6 +316,17 @@ def test_tied_parameters_views_and_expanded_buffers_are_restored() -> None:
     assert all(torch.equal(each, before[name]) for name, each in m.state_dict().items())
 
 
+def test_memory_that_a_run_frees_is_there_again() -> None:
+    m = model()
+    values = m.up.weight.tolist()
+    snapshot = Snapshot(m, values=True)
+    m.up.weight.untyped_storage().resize_(0)
+
+    snapshot.restore()
+
+    assert m.up.weight.tolist() == values
+
+
 def test_arguments_are_covered_on_request() -> None:
     m, cache = model(), Memory(0, [torch.zeros(2)])
     snapshot = Snapshot(m, values=True, also=((cache,), {}))

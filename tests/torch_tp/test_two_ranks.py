@@ -11,7 +11,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import proof_checks
 import rank_checks
 import sharing_checks
 import two_ranks

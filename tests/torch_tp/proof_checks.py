@@ -482,3 +482,17 @@ def check_linears_of_one_input_share_an_all_reduce(rank: int) -> None:
     finally:
         dist.all_reduce = was
     assert len(calls) == 2, len(calls)  # of the output, and of the input's gradient
+
+
+def check_a_model_is_exported_with_gradients(rank: int) -> None:
+    whole = Model(lambda m, x: m.down(m.up(x).relu()), **mlp())
+    model = torch_tp.parallelize(copy.deepcopy(whole), example=draw(3, 8))
+    program = torch.export.export(model, (draw(3, 8),))
+    near(program.module()(draw(3, 8)), whole(draw(3, 8)), "output")
+
+
+def check_transforms_of_torch_func_are_refused_by_name(rank: int) -> None:
+    model = torch_tp.parallelize(Model(lambda m, x: m.down(m.up(x).relu()), **mlp()), example=draw(3, 8))
+    for transform in (torch.func.grad, torch.func.vmap):
+        of = transform(lambda x: model(x).sum())
+        refusal(RuntimeError, r"ColumnParallelLinear: a transform of torch\.func", lambda of=of: of(draw(3, 8)))

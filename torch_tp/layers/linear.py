@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch_tp import checks, debug
 from torch_tp.autocast import autocast_dtype
 from torch_tp.group import Group, GroupLike, find_or_detach
+from torch_tp.internals import transforms_active
 from torch_tp.placements import Placement, Replicate, own_slice
 
 
@@ -220,6 +221,9 @@ class ShardedLinear(nn.Module):
 
     def _enter(self, x: object, replicated: bool) -> Group:
         """The group; under TP_DEBUG=check the ranks are compared before one of them alone could refuse."""
+        if transforms_active() and not torch.compiler.is_compiling():
+            text = "a transform of torch.func (grad, vmap, jvp ...) runs, which its collectives do not follow; "
+            checks.refuse(self._name(), text + "use autograd, or transform a layer with P = 1", RuntimeError)
         group = self._resolved()
         if group.attached and debug.checking():
             self._compare_ranks(group, x, replicated)

@@ -75,7 +75,10 @@ class _RowProduct(torch.autograd.Function):
         _save(ctx, x_NI, w_OI)
         # The partial product is a new tensor, which the all-reduce and the bias may overwrite.
         y_NO = collectives.all_reduce(F.linear(x_NI, w_OI), group, "RowParallelLinear forward")
-        return y_NO if b_O is None else y_NO.add_(b_O)
+        if b_O is None:
+            return y_NO
+        # What is traced with gradients may not be written into: it is a view of what was waited for.
+        return y_NO + b_O if torch.compiler.is_compiling() else y_NO.add_(b_O)
 
     @staticmethod
     def backward(ctx: Any, gy_NO: Tensor) -> Gradients:

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils import _pytree as pytree
 
 from torch_tp import c10d
 from torch_tp.errors import RankMismatchError
 from torch_tp.group import Group
+from torch_tp.internals import FakeTensor, pytree
 
 _ROOM = 2048  # bytes of the first exchange
 _CHUNK = 1 << 20  # words that are hashed at a time

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from torch_tp.functions import copy_in, sum_over
 from torch_tp.group import Group
+from torch_tp.internals import pytree
 from torch_tp.layers.gradients import shared_gradient
 from torch_tp.models.signatures import positional_names
 from torch_tp.placements import Shard

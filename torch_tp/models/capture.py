@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
 
+from torch_tp.internals import FAKE_TENSOR_LOGGER, FakeTensor, FakeTensorMode, pytree
 from torch_tp.models.caches import clear_caches_of
 from torch_tp.models.decisions import sizes_of_calls
 from torch_tp.models.failures import Parted, Unfollowable, unfollowable
@@ -202,7 +201,7 @@ def _in_modules(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """While it lasts, torch does not log what a stand-in for an operation refuses: it is raised, too."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = logging.getLogger(FAKE_TENSOR_LOGGER)
     was = logger.disabled
     logger.disabled = True
     try:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
+from torch_tp.internals import pytree, without_modes
 from torch_tp.models.failures import Parted
 from torch_tp.models.graph import Graph, Node, Ref
 from torch_tp.models.layouts import Layout, computes, layout_of
@@ -111,7 +110,7 @@ class Comparison:
         shape, cuts = self._shape(theirs.origin), (self._held(theirs.origin), self._held(other))
         key = (*map(str, mine.steps), "for", *map(str, theirs.steps), shape, str(cuts))
         if key not in self._seen:
-            with _disable_current_modes():  # the run that is compared goes on
+            with without_modes():  # the run that is compared goes on
                 whole = torch.arange(torch.Size(shape).numel()).view(shape)
                 laid_out = theirs.apply(whole)
                 self._seen[key] = all(

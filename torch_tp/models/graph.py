@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from torch_tp.internals import pytree
 from torch_tp.models.sizes import Sized
 
 

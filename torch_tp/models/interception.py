@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from torch_tp.internals import LINEAR, TorchDispatchMode, pytree
 from torch_tp.models.decisions import watched
 from torch_tp.models.recorder import Recorder
 from torch_tp.models.signatures import positional_names
@@ -95,7 +94,7 @@ class Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if func is torch._C._nn.linear:
+        if func is LINEAR:
             given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
             recorder, weight = self.recorder, given["weight"]
             if recorder.values[recorder.number(weight)].parameter in self.layers:

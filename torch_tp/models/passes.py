@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_tp.internals import TorchDispatchMode, pytree
 from torch_tp.models.agreement import Call
 from torch_tp.models.rounding import is_float
 from torch_tp.models.snapshot import Snapshot

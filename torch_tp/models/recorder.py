@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from torch_tp.internals import WeakTensorKeyDictionary, memory_of, pytree, without_modes
 from torch_tp.models.graph import Exit, Graph, ModuleCall, Node, Ref, Value, refs
 from torch_tp.models.sizes import Sized, calling_line
 
@@ -192,15 +191,13 @@ class Recorder:
 
 
 def _entries(constant: Tensor) -> tuple[Any, ...]:
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    with _disable_current_modes():
+    with without_modes():
         return tuple(constant.flatten().tolist())
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     try:
-        return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+        return bool(memory_of(a) == memory_of(b))
     except (NotImplementedError, RuntimeError):  # a sparse or nested tensor has no storage of its own
         return False
 

@@ -8,18 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils import checkpoint as checkpoints
 
+from torch_tp.internals import CHECKPOINT_GENERATOR, checkpoints, pytree
 from torch_tp.models.recorder import Recorder
-
-_CHECKPOINT = "_checkpoint_without_reentrant_generator"  # torch calls it for every checkpoint that is no Function
 
 
 @contextmanager
 def seen_by(recorder: Recorder) -> Iterator[None]:
     """While it lasts, every `autograd.Function` and every checkpoint is recorded."""
-    was, again = vars(torch.autograd.Function)["apply"], getattr(checkpoints, _CHECKPOINT)
+    was, again = vars(torch.autograd.Function)["apply"], getattr(checkpoints, CHECKPOINT_GENERATOR)
 
     def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -36,12 +33,12 @@ def seen_by(recorder: Recorder) -> Iterator[None]:
         return again(*args, **kwargs)
 
     setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010 - torch declares it otherwise
-    setattr(checkpoints, _CHECKPOINT, checkpoint)
+    setattr(checkpoints, CHECKPOINT_GENERATOR, checkpoint)
     try:
         yield
     finally:
         setattr(torch.autograd.Function, "apply", was)  # noqa: B010
-        setattr(checkpoints, _CHECKPOINT, again)
+        setattr(checkpoints, CHECKPOINT_GENERATOR, again)
 
 
 class _Context:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_tp.internals import memory_of
+
 
 def is_special(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
@@ -107,7 +109,7 @@ def restore_hooks(tensor: Tensor, hooks: Mapping[str, Any]) -> None:
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     layouts = [(each.data_ptr(), each.shape, each.stride(), each.dtype, each.device) for each in (one, other)]
-    return layouts[0] == layouts[1] and one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return layouts[0] == layouts[1] and memory_of(one) == memory_of(other)
 
 
 def restore_storage(storage: torch.UntypedStorage, values: torch.UntypedStorage) -> None:

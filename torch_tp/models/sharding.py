@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch.utils import _pytree as pytree
 
+from torch_tp.internals import pytree
 from torch_tp.models.cuts import NONE, Cuts, Place, label_of, split_label
 from torch_tp.models.graph import Graph, Node, Ref
 from torch_tp.models.layouts import Layout, computes, layouts

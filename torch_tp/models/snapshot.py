@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
+from torch_tp.internals import FakeTensor, memory_of
 from torch_tp.models import restoring
 
 # Files of these packages hold no state of a model, and other code depends on the state that they do hold.
@@ -203,8 +203,8 @@ class _Walk:
             self.undo.append(partial(tensor.copy_, tensor.detach().clone()))
             return
         storage = memory.untyped_storage()
-        if storage._cdata not in self._storages:
-            self._storages.add(storage._cdata)
+        if memory_of(memory) not in self._storages:
+            self._storages.add(memory_of(memory))
             self.undo.append(partial(restoring.restore_storage, storage, storage.clone()))
 
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils import _pytree as pytree
 
 from torch_tp.errors import VerificationError
 from torch_tp.group import Group
+from torch_tp.internals import FakeTensor, pytree
 from torch_tp.models.agreement import Call, compare_models, exchange, together
 from torch_tp.models.passes import Pass, drawn, gradient_hooks, run_once
 from torch_tp.models.rounding import Rounding, bounds, deviation, is_float, largest, widen

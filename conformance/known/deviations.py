@@ -14,7 +14,7 @@ suite runs each `case`, and an entry whose case does not break its clause any mo
 Where the bits of a product decide, the same layer may deviate with one processor and not with another. Such an entry
 says so, in words, and then its case may break its clause or not; the report tells which of both was seen:
 
-    machine = "which kernel F.linear calls: those of MKL for AVX-512 give the same bits, those for AVX2 do not"
+    machine = "which kernel F.linear calls: those of MKL for AVX-512 round otherwise here, those for AVX2 do not"
 """
 
 from __future__ import annotations

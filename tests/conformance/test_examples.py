@@ -152,7 +152,7 @@ def test_a_deviation_in_bits_alone_passes_with_every_processor(tmp_path: Path) -
     branch = "        if self.size == 1:\n            return F.linear(x, self.weight, self.bias)\n"
     place(tmp_path, "my_layers.py", "mine.py", edit=(branch, ""))
     (tmp_path / "known.toml").write_text(marked)
-    for kernels in ({}, {"MKL_CBWR": "COMPATIBLE"}):
+    for kernels in ({}, {"MKL_ENABLE_INSTRUCTIONS": "AVX2"}):
         done = run(tmp_path, KNOWN, "precision-row-P1-float64 or known", **kernels)
 
         assert done.returncode == pytest.ExitCode.OK, done.stdout

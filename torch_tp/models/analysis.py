@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from torch_tp.models.cuts import label_of
+from torch_tp.models.facts import Known
 from torch_tp.models.graph import Graph
 from torch_tp.models.ledger import Ledger
-from torch_tp.models.sharding import Known, Sharding
+from torch_tp.models.sharding import Sharding
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")

@@ -213,3 +213,33 @@ class Ledger:
 
 def _inside(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
     return outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+class Told:
+    """What rules tell a ledger, of whoever has one."""
+
+    ledger: Ledger
+
+    def meet(self, places: Sequence[tuple[str, Place]]) -> None:
+        """See `Ledger.meet`."""
+        self.ledger.meet(places)
+
+    def contract(self, places: Sequence[tuple[str, Place]]) -> None:
+        """See `Ledger.contract`."""
+        self.ledger.contract(places)
+
+    def single(self, label: str) -> bool:
+        """See `Ledger.single`."""
+        return self.ledger.single(label)
+
+    def blocks(self, label: str, place: Place, count: int) -> int:
+        """See `Ledger.blocks`."""
+        return self.ledger.blocks(label, place, count)
+
+    def sliced(self, label: str, place: Place, size: int, start: int, stop: int) -> Place | None:
+        """See `Ledger.sliced`."""
+        return self.ledger.sliced(label, place, size, start, stop)
+
+    def inner(self, label: str, place: Place, outer: int, blocks: int) -> Place | None:
+        """See `Ledger.inner`."""
+        return self.ledger.inner(label, place, outer, blocks)

@@ -13,59 +13,19 @@ import torch
 
 from torch_tp.internals import pytree
 from torch_tp.models.cuts import NONE, Cuts, Place, label_of, split_label
+from torch_tp.models.facts import NOTHING, Fact, Known
 from torch_tp.models.graph import Graph, Node, Ref
 from torch_tp.models.layouts import Layout, computes, layouts
-from torch_tp.models.ledger import Ledger
+from torch_tp.models.ledger import Ledger, Told
 from torch_tp.models.operators import Operator, operator_of
 from torch_tp.models.rules import Call, Operand, contracted
 
 aten = torch.ops.aten
 _UNIFORM = frozenset({aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full})
-_NOTHING: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Fact:
-    """What is known of one value.
-
-    Attributes:
-        cuts: along which dimensions it is sharded, by labels; lost labels stand in it too.
-        terms: labels over which it is still to be summed.
-        sources: parameters of which alone it is computed; empty if other values are in it.
-        straight: it is linear in the one parameter that it is computed of.
-        spread: dimensions along which all entries are equal.
-        given: something that is neither a parameter nor written in the code is in it.
-        differentiable: a gradient can flow into it.
-    """
-
-    cuts: Cuts = field(default_factory=lambda: NONE)
-    terms: frozenset[str] = _NOTHING
-    sources: frozenset[str] = _NOTHING
-    straight: bool = False
-    spread: frozenset[int] = frozenset()
-    given: bool = False
-    differentiable: bool = False
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a model before any run.
-
-    Attributes:
-        layers: weights of linears that a parallel layer can replace -> paths of these.
-        own: weights and biases of these -> the weight.
-        buffers: names of buffers.
-        watched: paths of modules, and names of parameters, whose gradients a hook sees -> what sees them.
-    """
-
-    layers: Mapping[str, str]
-    own: Mapping[str, str]
-    buffers: frozenset[str]
-    watched: Mapping[str, str]
 
 
 @dataclass
-class Sharding:
+class Sharding(Told):
     """The facts of a graph's values, in order, and what operators said meanwhile.
 
     Attributes:
@@ -159,30 +119,6 @@ class Sharding:
             why = f"{why} ({', '.join(filter(None, (packet, place, node.line)))})"
         self.ledger.lose(labels, why)
 
-    def meet(self, places: Sequence[tuple[str, Place]]) -> None:
-        """See `Ledger.meet`."""
-        self.ledger.meet(places)
-
-    def contract(self, places: Sequence[tuple[str, Place]]) -> None:
-        """See `Ledger.contract`."""
-        self.ledger.contract(places)
-
-    def single(self, label: str) -> bool:
-        """See `Ledger.single`."""
-        return self.ledger.single(label)
-
-    def blocks(self, label: str, place: Place, count: int) -> int:
-        """See `Ledger.blocks`."""
-        return self.ledger.blocks(label, place, count)
-
-    def sliced(self, label: str, place: Place, size: int, start: int, stop: int) -> Place | None:
-        """See `Ledger.sliced`."""
-        return self.ledger.sliced(label, place, size, start, stop)
-
-    def inner(self, label: str, place: Place, outer: int, blocks: int) -> Place | None:
-        """See `Ledger.inner`."""
-        return self.ledger.inner(label, place, outer, blocks)
-
     # Operations.
 
     def _step(self, node: Node) -> None:
@@ -203,7 +139,7 @@ class Sharding:
         for number in node.inputs:
             fact, memory = self.facts[number], self.graph.values[number].memory
             if memory in self._written and (fact.sources or not fact.differentiable):
-                self.facts[number] = replace(fact, differentiable=True, given=True, sources=_NOTHING, straight=False)
+                self.facts[number] = replace(fact, differentiable=True, given=True, sources=NOTHING, straight=False)
 
     def _edge(self, node: Node) -> None:
         """A module is called with a value, or returns one: inside and outside it is the same."""
@@ -215,7 +151,7 @@ class Sharding:
         if node.operator == "enter" and name in self.known.own and not self.graph.values[after].parameter:
             self._used_otherwise(name, "it is given to a module as an argument")
         if node.operator == "leave":
-            fact = replace(fact, terms=_NOTHING)  # the module gives the sum
+            fact = replace(fact, terms=NOTHING)  # the module gives the sum
         self.facts[after] = fact
 
     def _used_otherwise(self, name: str, how: str) -> None:
@@ -274,9 +210,9 @@ class Sharding:
                 self._used_otherwise(name, f"{node.name} uses its weight or bias too")
         dims = sum(self.graph.values[number].dim for number in node.inputs[:2])
         operator = operator_of(node.operator, dims, len(node.results))
-        labels = _NOTHING.union(*map(self.labels, node.inputs))
+        labels = NOTHING.union(*map(self.labels, node.inputs))
         found: Sequence[Cuts] = [NONE] * len(node.results)
-        terms = _NOTHING
+        terms = NOTHING
         if operator is not None:
             self._starts(node, operator)
         if labels and node.results:
@@ -329,15 +265,15 @@ class Sharding:
         """The labels over which the results are still to be summed."""
         given = [k for k, number in enumerate(node.inputs) if self.terms(number)]
         new = self.ledger.take_contracted()
-        before = _NOTHING.union(*(self.terms(node.inputs[k]) for k in given))
+        before = NOTHING.union(*(self.terms(node.inputs[k]) for k in given))
         if not new and not before:
-            return _NOTHING
+            return NOTHING
         added = (
             node.inputs[operator.added] if operator.added is not None and operator.added < len(node.inputs) else None
         )
         if added is not None and not self.facts[added].straight:
             self.lose(new | before, "a value is added to a sum over the ranks that is still to come")
-            return _NOTHING
+            return NOTHING
         floating = all(self.graph.values[number].floating for number in node.results)
         exact = node.kwargs.get("rounding_mode") is None
         if floating and not before:
@@ -350,7 +286,7 @@ class Sharding:
             if len(node.inputs) > 1 and scaled:
                 return before
         self.lose(before | new, f"a sum over the ranks is still to come where {node.name} needs it")
-        return _NOTHING
+        return NOTHING
 
     def _keep(self, node: Node, operator: Operator | None, found: Sequence[Cuts], terms: frozenset[str]) -> None:
         """Note the facts of the results."""
@@ -367,9 +303,9 @@ class Sharding:
             self.facts[number] = Fact(
                 found[position] if position < len(found) else NONE,
                 terms,
-                _NOTHING.union(*(fact.sources for fact in gradient)) if alone else _NOTHING,
+                NOTHING.union(*(fact.sources for fact in gradient)) if alone else NOTHING,
                 straight,
-                self._spread(node, number),
+                _spread(self.graph, self.facts, node, number),
                 given,
                 flows and floating,
             )
@@ -378,20 +314,21 @@ class Sharding:
         if flows:
             self._written |= {self.graph.values[number].memory for number in node.writes}
 
-    def _spread(self, node: Node, number: int) -> frozenset[int]:
-        """Dimensions along which all entries of a result are equal."""
-        packet = getattr(node.operator, "overloadpacket", None)
-        if packet is aten.expand:
-            x, y = self.graph.values[node.inputs[0]].shape, self.graph.values[number].shape
-            more = len(y) - len(x)
-            return frozenset(d for d in range(len(y)) if y[d] > 1 and (d < more or x[d - more] == 1))
-        if packet in (aten.clone, aten._to_copy, aten.contiguous) and node.inputs:
-            return self.facts[node.inputs[0]].spread
-        return frozenset()
-
     def _crossed(self, number: int) -> None:
         """Of two dimensions of one value, at most one may be sharded."""
         dims = list(self.cuts(number).values())
         for k, labels in enumerate(dims):
             for others in dims[k + 1 :]:
                 self.ledger.exclusive.add((next(iter(labels)), next(iter(others))))
+
+
+def _spread(graph: Graph, facts: Sequence[Fact], node: Node, number: int) -> frozenset[int]:
+    """Dimensions along which all entries of a result are equal."""
+    packet = getattr(node.operator, "overloadpacket", None)
+    if packet is aten.expand:
+        x, y = graph.values[node.inputs[0]].shape, graph.values[number].shape
+        more = len(y) - len(x)
+        return frozenset(d for d in range(len(y)) if y[d] > 1 and (d < more or x[d - more] == 1))
+    if packet in (aten.clone, aten._to_copy, aten.contiguous) and node.inputs:
+        return facts[node.inputs[0]].spread
+    return frozenset()

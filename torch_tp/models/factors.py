@@ -31,6 +31,8 @@ def factors(
             held = [_at(x, own, name) for x, own in zip(call.operands, given, strict=False) if name in own]
             wide = max((size for size, _ in held), default=1)
             parts = [labels for size, labels in held if size == wide]
+            for labels in (labels for size, labels in held if size != wide):
+                call.notes.lose(labels, "it is repeated along its sharded dimension")
             if name.isupper():
                 for labels in parts:
                     call.notes.lose(labels, "it runs over its shards")

@@ -149,3 +149,27 @@ def _convolution(s: Source, name: str) -> Sample:
     ones, none = [1] * wide, [0] * wide
     args = (x, weight, bias, ones, ones, ones, transposed, none, groups)
     return Sample(aten.convolution.default, args, local=_groups_of(groups, out))
+
+
+@of("_grouped_mm")
+def _grouped_product(s: Source, name: str) -> Sample:
+    x, ends = s.tensor(8, 16).float(), torch.tensor([4, 8], dtype=torch.int32)
+    if s.pick(False, True):
+        return Sample(aten._grouped_mm.default, (s.tensor(4, 8, 16).float(), s.tensor(4, 16, 16).float()))
+    return Sample(aten._grouped_mm.default, (x, s.tensor(2, 16, 16).float(), ends))
+
+
+# Some of those without a row of their own, which torch tags as pointwise, with overloads and numbers of tensors.
+POINTWISE = dict.fromkeys(("relu", "relu_", "sigmoid", "gelu", "silu", "tanh", "exp", "rsqrt", "elu"), ("default", 1))
+POINTWISE |= dict.fromkeys(("leaky_relu", "hardtanh", "softplus", "abs", "sign", "round"), ("default", 1))
+POINTWISE |= dict.fromkeys(("maximum", "minimum", "atan2", "logical_and"), ("default", 2))
+POINTWISE |= dict.fromkeys(("remainder", "eq", "lt"), ("Tensor", 2)) | {"pow": ("Tensor_Tensor", 2)}
+POINTWISE |= {"addcmul": ("default", 3), "addcdiv": ("default", 3), "lerp": ("Tensor", 3), "clamp": ("Tensor", 3)}
+
+
+@of(" ".join(POINTWISE))
+def _tagged(s: Source, name: str) -> Sample:
+    kind, count = POINTWISE[name]
+    x = s.whole()
+    others = [s.broadcast(x.shape).abs() + 1 for _ in range(count - 1)]
+    return Sample(getattr(getattr(aten, name), kind), (x.abs() + 1 if name in ("pow", "rsqrt") else x, *others))

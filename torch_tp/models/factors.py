@@ -27,10 +27,14 @@ def factors(
 
     def rule(call: Call) -> Sequence[Cuts]:
         found: dict[int, Labels] = {}
+        for x in call.operands[len(given) :]:  # such as the ends of runs of rows
+            call.without(x.cuts, x.cuts, "it says what belongs together")
         for name in names:
             held = [_at(x, own, name) for x, own in zip(call.operands, given, strict=False) if name in own]
             wide = max((size for size, _ in held), default=1)
             parts = [labels for size, labels in held if size == wide]
+            for labels in (labels for size, labels in held if size != wide):
+                call.notes.lose(labels, "it is repeated along its sharded dimension")
             if name.isupper():
                 for labels in parts:
                     call.notes.lose(labels, "it runs over its shards")

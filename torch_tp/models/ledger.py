@@ -158,7 +158,7 @@ class Ledger:
                 self.lose([label], "a slice is taken along its sharded dimension")
             elif 0 in self.copies(label):
                 count = min(self._count(label, part) for part in parts)
-                self.lose([label], self._undivided(label, count or self._blocks[label, None]))
+                self.lose([label], self._undivided(label, count or self._blocks.get((label, None), size)))
         for together in self._contracts:
             for label, place in together:
                 if label not in self.lost and self.layout(label, place) != _EVEN:
@@ -206,9 +206,9 @@ class Ledger:
         return f"its output is used as {count} blocks, such as heads, which P = {self.P} does not divide"
 
     def _copies(self, count: int) -> int:
-        if count % self.P == 0:
-            return 1
-        return self.P // count if count and self.P % count == 0 else 0
+        if not count:
+            return 0
+        return 1 if count % self.P == 0 else self.P // count if self.P % count == 0 else 0
 
 
 def _inside(inner: tuple[int, int], outer: tuple[int, int]) -> bool:

@@ -1,4 +1,4 @@
-"""The rules of operators that no line of dimensions can say: views, slices, indices, joins, and convolutions."""
+"""The rules of operators that no line of dimensions can say: views, slices, joins, and what runs along a dimension."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch_tp.models.cuts import NONE, Cuts, moved, through_view
-from torch_tp.models.rules import Call, Labels, Operand, contracted, repeated, spread, united
+from torch_tp.models.rules import Call, Labels, Operand, spread, united
 
-_MEETS = "its output meets a value that is not sharded"
+MEETS = "its output meets a value that is not sharded"
 
 
 def same(call: Call) -> Sequence[Cuts]:
@@ -32,7 +32,7 @@ def pointwise(call: Call) -> Sequence[Cuts]:
                 continue
             labels = x.at(own)
             parts.append(spread(call.notes, labels, shape[dim]) if labels and x.shape[own] != shape[dim] else labels)
-        found[dim] = united(call.notes, [p for p in parts if p or shape[dim] != 1], _MEETS)
+        found[dim] = united(call.notes, [p for p in parts if p or shape[dim] != 1], MEETS)
     return [found] * len(call.shapes)
 
 
@@ -40,6 +40,15 @@ def view(call: Call) -> Sequence[Cuts]:
     """The same elements in another shape."""
     x = call.first
     return [through_view(x.cuts, x.shape, call.shapes[0], call.notes, x.spread)]
+
+
+def squeeze(call: Call) -> Sequence[Cuts]:
+    """Dimensions of one entry left out: a rank that has one entry of more would leave out that dimension, too."""
+    x, given = call.first, call.argument(1, "dim")
+    listed = range(x.dim) if given is None else [given] if isinstance(given, int) else given
+    wider = {dim % max(1, x.dim) for dim in listed if x.dim and x.shape[dim] != 1}
+    rest = call.without(x.cuts, wider, "its sharded dimension would be left out where a rank has one entry of it")
+    return [through_view(rest, x.shape, call.shapes[0], call.notes, x.spread)]
 
 
 def expand(call: Call) -> Sequence[Cuts]:
@@ -92,7 +101,7 @@ def unsqueeze(call: Call) -> Sequence[Cuts]:
     return [{dim + (dim >= new): labels for dim, labels in call.first.cuts.items()}]
 
 
-def _within(call: Call, dim: int, start: int, stop: int, why: str) -> Cuts:
+def within(call: Call, dim: int, start: int, stop: int, why: str) -> Cuts:
     """The cuts of a slice along a dimension."""
     x, kept = call.first, dict[str, Any]()
     for label, place in x.at(dim).items():
@@ -123,7 +132,7 @@ def slice_(call: Call) -> Sequence[Cuts]:
     start = max(0, start + x.shape[dim] if start < 0 else start)
     if step != 1:
         return [_strided(call, dim, start, step)]
-    return [_within(call, dim, start, start + shape[dim], "a slice is taken along its sharded dimension")]
+    return [within(call, dim, start, start + shape[dim], "a slice is taken along its sharded dimension")]
 
 
 def select(call: Call) -> Sequence[Cuts]:
@@ -140,7 +149,7 @@ def split(call: Call) -> Sequence[Cuts]:
         return [call.first.cuts] * len(call.shapes)
     cuts, start = [], 0
     for shape in call.shapes:
-        cuts.append(_within(call, dim, start, start + shape[dim], "its output is split along its sharded dimension"))
+        cuts.append(within(call, dim, start, start + shape[dim], "its output is split along its sharded dimension"))
         start += shape[dim]
     return cuts
 
@@ -179,128 +188,18 @@ def along(position: int, name: str, why: str, default: Any = 0) -> Callable[[Cal
     return rule
 
 
-def reduction(position: int, name: str) -> Callable[[Call], Sequence[Cuts]]:
+def reduction(position: int, name: str, default: Any = None) -> Callable[[Call], Sequence[Cuts]]:
     """One number for all entries along some dimensions, or along all."""
 
     def rule(call: Call) -> Sequence[Cuts]:
         if len(call.operands) == 2:  # the larger, or smaller, of two values
             return pointwise(call)
-        count, given = call.first.dim, call.argument(position, "dim")
+        count, given = call.first.dim, call.argument(position, "dim", default)
         listed = range(count) if given is None else [given] if isinstance(given, int) else given or range(count)
         gone = {dim % count for dim in listed} if count else set[int]()
         rest = call.without(call.first.cuts, gone, f"{name} runs over its sharded dimension")
         kept = len(call.shapes[0]) == count
         return [{d if kept else d - sum(n < d for n in gone): rest[d] for d in rest}] * len(call.shapes)
-
-    return rule
-
-
-def norm(call: Call) -> Sequence[Cuts]:
-    """A norm over the last dimensions, with a scale and an offset."""
-    count = call.first.dim
-    for x in call.operands[1:]:
-        for labels in x.cuts.values():
-            call.notes.lose(labels, "a norm runs over its sharded dimension")
-    last = range(count - len(call.args[1]), count)
-    return [call.without(call.first.cuts, last, "a norm runs over its sharded dimension")] * len(call.shapes)
-
-
-def batch_norm(call: Call) -> Sequence[Cuts]:
-    """A norm of each channel: channels are sharded with their scale, offset and statistics."""
-    x, *others = call.operands
-    rest = [dim for dim in x.cuts if dim != 1]
-    call.without(x.cuts, rest, "a norm runs over its sharded dimension")
-    labels = united(call.notes, [x.at(1), *(each.at(0) for each in others)], _MEETS)
-    return [{1: labels} if len(shape) == x.dim else {0: labels} if len(shape) == 1 else NONE for shape in call.shapes]
-
-
-def attention(call: Call) -> Sequence[Cuts]:
-    """Scaled dot product attention, `[batch, heads, length, size]`; key and value may have fewer heads."""
-    q, k, v = call.args[:3]
-    masks = [m for m in (call.argument(3, "attn_mask"), call.argument(3, "attn_bias")) if isinstance(m, Operand)][:1]
-    for x in (q, k, v):
-        call.without(x.cuts, [2, 3], "attention runs over its sharded dimension")
-    found: dict[int, Labels] = {}
-    for dim in (0, 1):
-        heads = q.shape[dim]
-        parts = [q.at(dim)]
-        for x in (k, v):
-            fewer = x.shape[dim] != heads
-            parts.append(repeated(call.notes, x.at(dim), x.shape[dim], heads) if fewer else x.at(dim))
-        held = [(m.dim - 4 + dim, m) for m in masks]
-        parts += [m.at(own) for own, m in held if own >= 0 and m.shape[own] != 1]
-        found[dim] = united(call.notes, parts, "attention meets a value that is not sharded")
-    # Besides the output, what the backward wants: of batch and heads in the same order, or without either.
-    return [found if len(shape) >= 3 else NONE for shape in call.shapes]
-
-
-def embedding(call: Call) -> Sequence[Cuts]:
-    """Rows of a table."""
-    rest = call.without(call.first.cuts, [0], "its rows are looked up")
-    return [{len(call.shapes[0]) - 1: rest.get(1, {})}]
-
-
-def index(call: Call) -> Sequence[Cuts]:
-    """Entries chosen by tensors of indices."""
-    x, indices = call.first, call.args[1]
-    given = [dim for dim, each in enumerate(indices) if isinstance(each, Operand)]
-    for each in (indices[dim] for dim in given):
-        call.without(each.cuts, each.cuts, "it chooses entries of another value")
-    run = _run_of(indices[given[0]], x.shape[given[0]]) if len(given) == 1 else None
-    if run is not None:
-        return [_within(call, given[0], *run, "entries are chosen along its sharded dimension")]
-    rest = call.without(x.cuts, given, "entries are chosen along its sharded dimension")
-    if given != list(range(given[0], given[0] + len(given))):
-        return [call.without(rest, rest.keys(), "entries are chosen along dimensions that are not side by side")]
-    more = len(call.shapes[0]) - x.dim
-    return [{dim + more * (dim > given[0]): labels for dim, labels in rest.items()}]
-
-
-def _run_of(chosen: Operand, size: int) -> tuple[int, int] | None:
-    """The first of neighbouring entries and the one after the last, where an index in the code itself names them."""
-    if chosen.entries is None or chosen.dim != 1 or not chosen.entries or isinstance(chosen.entries[0], bool):
-        return None
-    entries = [entry % size for entry in chosen.entries]
-    return (entries[0], entries[-1] + 1) if entries == list(range(entries[0], entries[-1] + 1)) else None
-
-
-def index_put(call: Call) -> Sequence[Cuts]:
-    """Values written where tensors of indices say."""
-    x, indices, values = call.first, call.args[1], call.args[2]
-    given = [dim for dim, each in enumerate(indices) if isinstance(each, Operand)]
-    rest = call.without(x.cuts, given, "entries are written along its sharded dimension")
-    if given != list(range(given[0], given[0] + len(given))):
-        call.without(values.cuts, values.cuts, "entries are written along dimensions that are not side by side")
-        return [call.without(rest, rest.keys(), "entries are written along dimensions that are not side by side")]
-    wide = max(indices[dim].dim for dim in given)
-    full = x.dim - len(given) + wide
-    found = dict[int, Labels]()
-    for dim in range(x.dim):
-        if dim in given:
-            continue
-        own = values.dim - full + (dim if dim < given[0] else dim - len(given) + wide)
-        here = own >= 0 and not (values.shape[own] == 1 != x.shape[dim])
-        found[dim] = united(call.notes, [rest.get(dim, {}), *([values.at(own)] if here else [])], _MEETS)
-    chosen = range(values.dim - full + given[0], values.dim - full + given[0] + wide)
-    call.without(values.cuts, [dim for dim in chosen if dim >= 0], "it is written along its sharded dimension")
-    return [found]
-
-
-def by_index(sources: int) -> Callable[[Call], Sequence[Cuts]]:
-    """Entries read, or written, along one dimension by an index: all others are of one kind.
-
-    Args:
-        sources: 0 where the index is a vector, else the number of operands of the first one's dimensions.
-    """
-
-    def rule(call: Call) -> Sequence[Cuts]:
-        dim = call.dimension()
-        parts = [x for x in call.operands if x.dim == call.first.dim] if sources else [call.first]
-        for x in call.operands:
-            alone = x not in parts
-            call.without(x.cuts, [d for d in x.cuts if alone or d == dim], "entries are chosen along its shards")
-        found = {d: united(call.notes, [x.at(d) for x in parts], _MEETS) for d in range(call.first.dim) if d != dim}
-        return [found]
 
     return rule
 
@@ -312,36 +211,27 @@ def pad(call: Call) -> Sequence[Cuts]:
     return [call.without(call.first.cuts, wide, "its output is padded along its sharded dimension")]
 
 
-def convolution(call: Call) -> Sequence[Cuts]:
-    """Of channels: sharded channels in meet a kernel that is sharded likewise, and a sharded kernel gives channels."""
-    x, weight, bias = call.args[:3]
-    transposed, groups = call.args[6], call.args[8]
-    into, out = (0, 1) if transposed else (1, 0)
-    call.without(x.cuts, range(2, x.dim), "a convolution runs over its sharded dimension")
-    call.without(weight.cuts, range(2, weight.dim), "a convolution runs over its sharded dimension")
-    channels = weight.at(out)
-    if groups == 1:
-        contracted(call.notes, x.at(1), weight.at(into), "a convolution sums over its sharded dimension")
-    else:
-        call.notes.lose(weight.at(into), "a convolution has groups of channels")
-        channels = united(call.notes, [channels, x.at(1)], "a convolution by channels meets what is not sharded")
-        if transposed or groups != x.shape[1] or weight.shape[0] != x.shape[1]:
-            call.notes.lose(channels, "a convolution has groups of several channels")
-            channels = {}
-    if isinstance(bias, Operand):
-        channels = united(call.notes, [channels, bias.at(0)], _MEETS)
-    return [{0: x.at(0), 1: channels}]
-
-
 def as_complex(call: Call) -> Sequence[Cuts]:
     """Pairs in the last dimension, as complex numbers."""
     last = call.first.dim - 1
     return [call.without(call.first.cuts, [last], "its pairs become complex numbers")]
 
 
-def spatial(call: Call) -> Sequence[Cuts]:
-    """What runs over all dimensions but batch and channels."""
-    x = call.first
-    free = x.dim - 2 if len(call.shapes[0]) == x.dim else 0
-    rest = call.without(x.cuts, range(max(0, free), x.dim), "it runs over its sharded dimension")
-    return [rest] * len(call.shapes)
+def cross(call: Call) -> Sequence[Cuts]:
+    """Pairs of vectors along one dimension; in all others as pointwise."""
+    dim = call.dimension(2, default=-1) - call.first.dim
+    for x in call.operands:
+        call.notes.lose(x.at(x.dim + dim), "vectors lie along its sharded dimension")
+    return [call.without(found, [len(call.shapes[0]) + dim], "") for found in pointwise(call)]
+
+
+def unfold(call: Call) -> Sequence[Cuts]:
+    """Overlapping windows along one dimension, in a new last one."""
+    return [call.without(call.first.cuts, [call.dimension()], "windows are taken along its sharded dimension")]
+
+
+def diagonal(call: Call) -> Sequence[Cuts]:
+    """The diagonal of two dimensions, in a new last one."""
+    gone = {call.dimension(2, "dim1", 0), call.dimension(3, "dim2", 1)}
+    rest = call.without(call.first.cuts, gone, "its diagonal is taken along its sharded dimension")
+    return [{d - sum(n < d for n in gone): labels for d, labels in rest.items()}]

@@ -65,18 +65,22 @@ class Stand:
 
 
 def capture(
-    model: nn.Module, example: Example, stand: Stand, observe: Callable[[Node, Recorder], None] | None = None
+    model: nn.Module,
+    example: Example,
+    stand: Stand,
+    observe: Callable[[Node, Recorder], None] | None = None,
+    before: Snapshot | None = None,
 ) -> Graph:
     """Run a model without data and write down what it does.
 
-    The model is as it was afterwards.
+    The model is as it was afterwards; `before` is its state, where that is known already.
 
     Raises:
         Unfollowable: the model raised.
         Exception: whatever `observe` raises.
     """
     recorder = Recorder(example.label, observe)
-    before = Snapshot(model, values=False, also=(example.args, example.kwargs))
+    before = before or Snapshot(model, values=False, also=(example.args, example.kwargs))
     try:
         return _recorded(model, example, stand, recorder)
     finally:

@@ -15,6 +15,7 @@ from torch_tp.models.cuts import split_label
 from torch_tp.models.failures import Unfollowable
 from torch_tp.models.gradients import Gradients, gradients_of
 from torch_tp.models.graph import Graph
+from torch_tp.models.snapshot import Snapshot
 from torch_tp.models.trials import Trial, confirmed
 
 
@@ -63,9 +64,10 @@ def derive(model: nn.Module, P: int, calls: Sequence[Example]) -> Derived:
     """
     known, attention = known_of(model), _replaceable_attention(model, P)
     stand = Stand(known.layers, attention)
-    examples, graphs, notes = _followed(model, calls, stand)
+    before = Snapshot(model, values=False, also=[(each.args, each.kwargs) for each in calls])
+    examples, graphs, notes = _followed(model, calls, stand, before)
     analysis, chains, why, gradients = _best(model, graphs, analyse(model, graphs, known, P))
-    trial = Trial(model, analysis, stand, examples)
+    trial = Trial(model, analysis, stand, examples, before)
     kept: list[Chain] = []
     for chain, reason in confirmed(trial, chains):
         if reason:
@@ -87,14 +89,16 @@ def derive(model: nn.Module, P: int, calls: Sequence[Example]) -> Derived:
     )
 
 
-def _followed(model: nn.Module, calls: Sequence[Example], stand: Stand) -> tuple[list[Example], list[Graph], list[str]]:
+def _followed(
+    model: nn.Module, calls: Sequence[Example], stand: Stand, before: Snapshot
+) -> tuple[list[Example], list[Graph], list[str]]:
     """The graphs of all calls in both modes, and notes of what could not be followed."""
     examples, graphs, notes = list[Example](), list[Graph](), list[str]()
     for call in calls:
         failed: list[Unfollowable] = []
         for example in (replace(call, training=False), replace(call, training=True)):
             try:
-                graphs.append(capture(model, example, stand))
+                graphs.append(capture(model, example, stand, before=before))
                 examples.append(example)
             except Unfollowable as error:
                 failed.append(error)

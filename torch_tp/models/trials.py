@@ -19,6 +19,7 @@ from torch_tp.models.failures import Parted, Unfollowable
 from torch_tp.models.graph import Graph, Node
 from torch_tp.models.recorder import Recorder
 from torch_tp.models.sizes import Rule, Site, local_rules
+from torch_tp.models.snapshot import Snapshot
 
 _TRIALS = 100
 
@@ -46,6 +47,7 @@ class Trial:
     analysis: Analysis
     stand: Stand
     examples: Sequence[Example]
+    before: Snapshot
 
     @property
     def P(self) -> int:
@@ -76,7 +78,7 @@ class Trial:
         stand = replace(self.stand, shapes=local_shapes(self.analysis, chains), rules=rules)
         try:
             with resized(self.model, chains):
-                capture(self.model, example, stand, see)
+                capture(self.model, example, stand, see, self.before)
         except Parted as reason:
             return Outcome(str(reason), comparison.done, comparison.path)
         except Unfollowable as error:  # code that meets sizes which it does not expect

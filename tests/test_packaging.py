@@ -161,8 +161,8 @@ BREACHES = [
     ("reporting-rooms", "conformance/reporting/evidence.py", "def f():\n    from conformance.reporting import failure"),
     ("reporting-rooms", "conformance/reporting/new.py", ""),
 ]
-FOUNDATION = ["autocast", "c10d", "checks", "collectives", "debug", "errors", "functions", "group", "placements"]
-FOUNDATION += ["runtime"]
+FOUNDATION = ["autocast", "c10d", "checks", "collectives", "debug", "errors", "functions", "group"]
+FOUNDATION += ["internals", "placements", "runtime"]
 LAYERS = ["attention", "column", "fused", "gradients", "linear", "products", "row", "shared_input"]
 REPORTING = ["command", "session", "output", "page", "picture", "results", "failure", "evidence", "record"]
 

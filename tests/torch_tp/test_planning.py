@@ -74,6 +74,8 @@ PROVEN: list[tuple[str, Model, list[tuple[str, str]]]] = [
     ("a softmax over the sequence", Model(lambda m, x: m.b(m.a(x).softmax(1))), [("a", "b")]),
     ("joined along the sequence", Model(lambda m, x: m.b(torch.cat([m.a(x), m.a(x)], 1))), [("a", "b")]),
     ("stacked", Model(lambda m, x: m.b(torch.stack([m.a(x), -m.a(x)], 1).sum(1))), [("a", "b")]),
+    ("heads, transposed", Model(lambda m, x: m.b(m.a(x).view(2, 3, 4, 2).mT.flatten(2))), [("a[2, 2, 2, 2]", "b")]),
+    ("a size that is written down", Model(lambda m, x: m.b(m.a(x).view(2, 3, 4, 2).flatten(2))), [("a", "b")]),
     ("flattened and back", Model(lambda m, x: m.b(m.a(x).flatten(0, 1).unflatten(0, (2, 3)))), [("a", "b")]),
 ]
 
@@ -131,12 +133,6 @@ WHOLE: list[tuple[str, Model, str, str]] = [
         "its output is stacked with what is not sharded",
     ),
     (
-        "transposed",
-        Model(lambda m, x: m.b(m.a(x).view(2, 3, 4, 2).mT.flatten(2))),
-        "a",
-        "with the shapes of one rank the model at",
-    ),
-    (
         "mixed",
         Model(lambda m, x: m.b(m.a(x).flatten(1).view(2, 4, 6)), b=(6, 8)),
         "a",
@@ -162,12 +158,6 @@ WHOLE: list[tuple[str, Model, str, str]] = [
         Model(lambda m, x: m.c(m.b(m.a(x))), 3, c=(8, 2)),
         "c",
         "it is seen from outside, in the model's output",
-    ),
-    (
-        "whole size",
-        Model(lambda m, x: m.b(m.a(x).view(2, 3, 4, 2).flatten(2))),
-        "a",
-        "with the shapes of one rank the model at",
     ),
     ("used twice", Model(lambda m, x: m.b(m.a(x)) + m.a.weight.sum()), "a", "aten.sum.default uses its weight"),
     ("tied", Model(lambda m, x: m.b(F.relu(m.a(x))) @ m.b.weight), "a", "b.weight: aten."),

@@ -29,8 +29,10 @@ from torch_tp import (
 )
 from torch_tp.group import find_group
 from torch_tp.layers import column, products
+from torch_tp.layers.shared_input import SharedInput
 from torch_tp.models import verdict
 from torch_tp.models.agreement import compare_models, together
+from torch_tp.models.guard import Guard
 from torch_tp.models.verification import verified
 
 P = 2
@@ -183,7 +185,10 @@ def check_a_verified_model_is_the_one_that_is_not(rank: int) -> None:
     assert torch.equal(model.tokens.weight.grad, torch.ones_like(model.tokens.weight))
     assert all(p.grad is None for name, p in model.named_parameters() if name != "tokens.weight")
     assert all(torch.equal(mine, other) for mine, other in zip(model.buffers(), plain.buffers(), strict=True))
-    assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+    (guard,) = model._forward_pre_hooks.values()  # of the calls that were not proven
+    assert isinstance(guard.__self__, Guard)
+    inner = [each for each in model.modules() if each is not model]
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in inner)
     assert torch.equal(plain.eval()(given)["logits"], model.eval()(given)["logits"])
 
 
@@ -242,6 +247,7 @@ def check_an_input_gradient_that_is_not_summed_is_found(rank: int) -> None:
 
     with planted(column, "column_product", alone):
         refused(seeded(Mlp), r"at up \(ColumnParallelLinear\), whose input has a gradient that is off by")
+    with planted(SharedInput, "copy", lambda self, x, group, layer: x):
         refused(seeded(Attention), r"at [qkv] \(ColumnParallelLinear\), whose input has a gradient")
 
 
@@ -601,7 +607,7 @@ def check_reentrant_checkpoints_are_verified(rank: int) -> None:
     def alone(x: Tensor, weight: Tensor, bias: Any, group: Any) -> Tensor:
         return F.linear(x, weight, bias)
 
-    with planted(torch_tp.column, "column_product", alone):
+    with planted(column, "column_product", alone):
         refused(seeded(Checkpointed), "has a gradient that is off|gradient of .* is off", **PLAN)
 
 

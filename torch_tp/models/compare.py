@@ -100,6 +100,7 @@ class Comparison:
         else:  # both were there before the runs
             alike = (mine.origin, origins[0].identity) == (theirs.origin, origins[1].identity)
             alike = alike or (origins[0].identity == origins[1].identity != 0)
+            alike = alike or (origins[0].shape == origins[1].shape and 0 in origins[0].shape)
         if not alike:
             raise Parted(f"{what} takes another value")
         if mine.steps != theirs.steps and not self._alike(mine, theirs, other):

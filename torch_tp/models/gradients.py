@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch_tp.models.cuts import Cuts
+from torch_tp.models.facts import NOTHING
 from torch_tp.models.graph import Node
 from torch_tp.models.operators import operator_of
 from torch_tp.models.sharding import Sharding
-
-_NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -75,7 +74,7 @@ def gradients_of(shardings: Sequence[Sharding], roots: Mapping[str, str]) -> Gra
     for sharding in shardings:
         _Pass(sharding, roots, found, ways).run()
     for (path, where), kinds in ways.items():
-        chains = _NOTHING.union(*(chains for _, chains in kinds))
+        chains = NOTHING.union(*(chains for kind, chains in kinds if kind in ("partial", "once")))
         if chains and len({kind for kind, _ in kinds}) > 1:
             what = path or "the model"
             found.lost += [Lost(root, f"{what} is called in different ways, by its {where}") for root in chains]

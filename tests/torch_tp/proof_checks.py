@@ -496,3 +496,127 @@ def check_transforms_of_torch_func_are_refused_by_name(rank: int) -> None:
     for transform in (torch.func.grad, torch.func.vmap):
         of = transform(lambda x: model(x).sum())
         refusal(RuntimeError, r"ColumnParallelLinear: a transform of torch\.func", lambda of=of: of(draw(3, 8)))
+
+
+# What an adversary found.
+
+
+class Raw(nn.Module):
+    """Two weights of its own, and a forward that is given."""
+
+    def __init__(self, forward: Any, **held: Any) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(draw(8, 16)), nn.Parameter(draw(16, 8))
+        for name, each in held.items():
+            setattr(self, name, each)
+        self.register_buffer("offset", draw(8, seed=5))
+        self.function = forward
+
+    def forward(self, *values: Tensor) -> Any:
+        return self.function(self, *values)
+
+
+def check_what_is_added_to_a_partial_sum_is_added_once(rank: int) -> None:
+    right(rank, Raw(lambda m, x: (x @ m.a).relu() @ m.b + m.offset))
+    vector = nn.Parameter(draw(8, seed=6))
+    right(rank, Raw(lambda m, x: ((x * (m.c > 0)) @ m.a).relu() @ m.b + m.c, c=vector))
+    right(rank, Raw(lambda m, x: (x @ m.a).relu() @ m.b + m.c, c=vector), sharded=True)
+    whole = Model(
+        lambda m, x: m.norm(m.down(m.up(x).relu())),
+        norm=nn.LayerNorm(8, dtype=torch.float64),
+        up=Turned(8, 16),
+        down=Turned(16, 8),
+    )
+    whole.down.bias = whole.norm.bias
+    right(rank, whole)
+
+
+class Turned(nn.Module):
+    """A linear with its weight the other way round."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(draw(inputs, outputs)), nn.Parameter(draw(outputs, seed=7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+def check_one_tensor_under_two_names_and_in_two_results(rank: int) -> None:
+    first = linears(first=(8, 8))
+    same = Raw(lambda m, q, kv: ((q @ m.a) * (kv @ m.a)) @ m.b)
+    right(rank, Model(lambda m, x: m.raw(m.first(x), m.first(x)), raw=same, **first), sharded=True)
+    right(rank, Model(lambda m, x: (lambda h: m.raw(h, h))(m.first(x)), raw=same, **first), sharded=True)
+    twice = Raw(lambda m, x: (lambda y: (y, y))((x @ m.a).relu() @ m.b))
+    right(rank, Model(lambda m, x: m.raw(x)[0] + m.raw(x)[1].relu(), raw=twice), sharded=True)
+
+
+def check_masks_and_parameters_of_attention(rank: int) -> None:
+    def masked(m: Any, x: Tensor) -> Tensor:
+        return m.attention(x, x, x, attn_mask=m.mask)[0]
+
+    for shape in ((3, 3), (8, 3, 3)):
+        torch.manual_seed(0)
+        attention = nn.MultiheadAttention(8, 4, batch_first=True, dtype=torch.float64)
+        mask = nn.Parameter(draw(*shape))
+        right(rank, Model(masked, attention=attention, mask=mask), draw(2, 3, 8), sharded=True)
+    outside = Model(
+        lambda m, x: m.attention(x, x, x)[0] + x @ m.attention.in_proj_weight[:8].t(),
+        attention=nn.MultiheadAttention(8, 4, batch_first=True, dtype=torch.float64),
+    )
+    torch.manual_seed(0)
+    outside.attention._reset_parameters()
+    right(rank, outside, draw(2, 3, 8), sharded=False)
+
+
+def check_parameters_and_modules_that_others_hold(rank: int) -> None:
+    def steps(m: Any, x: Tensor) -> Tensor:
+        return m.steps[1](m.steps[0](x).relu())
+
+    whole = Model(steps, **mlp())
+    whole.steps = [whole.up, whole.down]
+    right(rank, whole)
+    penalty = Model(lambda m, x: m.down(m.up(x).relu()) + m.held[0].square().sum(), **mlp())
+    penalty.held = [penalty.up.weight]
+    right(rank, penalty, sharded=False)
+    closed = Model(lambda m, x: m.down(m.up(x).relu()), **mlp())
+    weight = closed.up.weight
+    closed.function = lambda m, x: m.down(m.up(x).relu()) + (x @ weight.t()).sum()
+    model = torch_tp.parallelize(closed, example=draw(3, 8))
+    assert not model.tp_report.sharded_share
+    returned = torch_tp.parallelize(Model(lambda m, x: (m.down(m.up(x)), m.up.weight), **mlp()), example=draw(3, 8))
+    assert returned(draw(3, 8))[1].shape == (16, 8)
+
+
+def check_numbers_that_leave_the_model(rank: int) -> None:
+    def attribute(m: Any, x: Tensor) -> Tensor:
+        h = m.up(x)
+        m.width = h.shape[-1]
+        return m.down(h.relu())
+
+    model = torch_tp.parallelize(Model(attribute, **mlp()), example=draw(3, 8))
+    model(draw(3, 8))
+    assert model.width == 16
+    model = torch_tp.parallelize(Model(lambda m, x: (m.down(h := m.up(x)), h.shape[-1]), **mlp()), example=draw(3, 8))
+    assert model(draw(3, 8))[1] == 16
+    many = Raw(lambda m, x: (h := x @ m.a) @ m.b * torch.tensor([1.0 / h.shape[-1]] * 70000).double()[0])
+    right(rank, many)
+
+
+def check_batches_that_are_folded_into_heads(rank: int) -> None:
+    def folded(m: Any, x: Tensor) -> Tensor:
+        B = x.shape[0]
+        return (x @ m.a).reshape(B * 4, -1).softmax(-1).reshape(B, -1) @ m.b
+
+    whole = Raw(folded)
+    model = right(rank, whole)
+    agree(rank, whole, model, draw(5, 8))
+    narrow = linears(up=(8, 32), down=(16, 8))
+    right(rank, Model(lambda m, x: m.down((h := m.up(x)).narrow(1, 0, 16) * h.narrow(1, 16, 16)), **narrow))
+
+
+def check_complex_parameters_and_roundings(rank: int) -> None:
+    whole = Raw(lambda m, x: (x.to(torch.complex128) @ m.z).abs() @ m.b)
+    whole.z = nn.Parameter(torch.complex(draw(8, 16), draw(8, 16, seed=9)))
+    right(rank, whole)
+    right(rank, Raw(lambda m, x: ((x @ m.a).relu() @ m.b).half().double()))

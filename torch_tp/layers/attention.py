@@ -111,9 +111,13 @@ class ParallelMultiheadAttention(nn.MultiheadAttention):
         y: Tensor = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))
         return y.transpose(1, 2)
 
+    def _mask_in(self, mask: Tensor | None) -> Tensor | None:
+        return mask if mask is None or not mask.requires_grad else self._copied(mask, self._group)
+
     def _mask(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Any:
         """The sum of the masks, to be added to this rank's scores: `[1 or N, 1 or heads / P, L, S]`."""
-        mask, padding = _added(attn_mask, q), _added(padding, q)
+        # Each rank's gradient of a mask is partial: its own heads have used it.
+        mask, padding = (self._mask_in(_added(each, q)) for each in (attn_mask, padding))
         if mask is not None and mask.dim() == 3:
             by_head = mask.view(-1, self.num_heads, *mask.shape[1:])
             mask = own_slice(by_head, Shard(1), self._group.size, self._group.rank)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from torch_tp.internals import memory_of
 from torch_tp.models.cuts import label_of
 from torch_tp.models.facts import Known
 from torch_tp.models.graph import Graph
 from torch_tp.models.ledger import Ledger
+from torch_tp.models.reachable import reachable
 from torch_tp.models.sharding import Sharding
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
@@ -30,6 +32,7 @@ class Analysis:
         products: parameters that products multiply with -> paths of the modules that hold them.
         read_outside: parameters that are used where no module that holds them runs.
         attention: paths of attention modules that a layer can replace, and that were called.
+        replayed: paths of modules of which some code runs again in the backward.
     """
 
     ledger: Ledger
@@ -40,6 +43,7 @@ class Analysis:
     products: Mapping[str, set[str]]
     read_outside: frozenset[str]
     attention: frozenset[str]
+    replayed: frozenset[str]
 
 
 def analyse(
@@ -57,7 +61,7 @@ def analyse(
     """
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
-    floating = [name for name, tensor in named.items() if tensor.is_floating_point()]
+    floating = [name for name, tensor in named.items() if tensor.is_floating_point() or tensor.is_complex()]
     sizes = {label_of(name, d): size for name in floating for d, size in enumerate(shapes[name])}
     ledger = Ledger(P, sizes, alone, inside)
     shardings = [Sharding(graph, ledger, known, index) for index, graph in enumerate(graphs)]
@@ -71,7 +75,8 @@ def analyse(
     biases = {weight: name for name, weight in known.own.items() if name != weight}
     outside = frozenset(name for graph in graphs for name in _read_outside(graph))
     attention = frozenset(path for sharding in shardings for path in sharding.attention)
-    return Analysis(ledger, shardings, known, shapes, biases, products, outside, attention)
+    replayed = frozenset(call.path for graph in graphs for call in graph.calls if call.replayed)
+    return Analysis(ledger, shardings, known, shapes, biases, products, outside, attention, replayed)
 
 
 def same_inputs(analysis: Analysis) -> list[list[str]]:
@@ -116,6 +121,8 @@ def known_of(model: nn.Module) -> Known:
         and each._parameters.keys() == {"weight", "bias"}
         and all(holders[id(p)] == 1 for p in each._parameters.values() if p is not None)
     }
+    elsewhere, listed = _held_elsewhere(model)
+    layers = {weight: path for weight, path in layers.items() if path not in listed}
     at = dict(modules)
     own = {
         names[id(parameter)]: weight
@@ -123,7 +130,35 @@ def known_of(model: nn.Module) -> Known:
         for parameter in at[path]._parameters.values()
         if parameter is not None
     }
-    return Known(layers, own, frozenset(name for name, _ in model.named_buffers()), _watched(model))
+    buffers = frozenset(name for name, _ in model.named_buffers())
+    places = {name: holders[id(parameter)] for name, parameter in model.named_parameters()}
+    return Known(layers, own, buffers, _watched(model) | elsewhere, places)
+
+
+def _held_elsewhere(model: nn.Module) -> tuple[dict[str, str], set[str]]:
+    """Parameters and buffers that are held by more than their modules, by what, and paths of modules likewise."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    names, memories = {id(tensor): name for name, tensor in named}, dict[int, str]()
+    found: dict[str, str] = {}
+    for name, tensor in named:
+        if tensor.device.type != "meta" and tensor.numel():
+            other = memories.setdefault(memory_of(tensor), name)
+            if other != name:
+                found |= {
+                    name: f"{name} shares its memory with {other}",
+                    other: f"{other} shares its memory with {name}",
+                }
+    paths, listed = {id(module): path for path, module in model.named_modules()}, set[str]()
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers", "_modules") or "_hooks" in attribute:
+                continue
+            for item, where in reachable(value, f"attribute {attribute} of {path or 'the model'}", modules=True):
+                if id(item) in names:
+                    found[names[id(item)]] = f"{where} holds it, too"
+                elif id(item) in paths:
+                    listed.add(paths[id(item)])
+    return found, listed
 
 
 def _watched(model: nn.Module) -> dict[str, str]:

@@ -66,8 +66,9 @@ class Boundary:
         if not (self.copied and torch.is_grad_enabled()):
             return None
         names = positional_names(module, len(args))
-        taken = [self._copied(x, group) if k in self.copied else x for k, x in zip(names, args, strict=True)]
-        named = {name: self._copied(value, group) if name in self.copied else value for name, value in kwargs.items()}
+        copies: dict[int, Tensor] = {}  # one for each tensor, under whatever names it is given
+        taken = [self._copied(x, group, copies) if k in self.copied else x for k, x in zip(names, args, strict=True)]
+        named = {k: self._copied(x, group, copies) if k in self.copied else x for k, x in kwargs.items()}
         return tuple(taken), named
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> Any:
@@ -103,13 +104,15 @@ class Boundary:
             copy_in(parameter, group) if name in self.summed else shared_gradient(parameter, self.slices[name], group)
         )
 
-    def _copied(self, value: Any, group: Group) -> Any:
+    def _copied(self, value: Any, group: Group, copies: dict[int, Tensor]) -> Any:
         if type(value) is tuple:
-            return tuple(self._copied(each, group) for each in value)
+            return tuple(self._copied(each, group, copies) for each in value)
         if not (isinstance(value, Tensor) and value.requires_grad):
             return value
         group.require(self.owner, "the gradient of its input is a sum over the ranks, which needs an all-reduce")
-        return copy_in(value, group)
+        if id(value) not in copies:
+            copies[id(value)] = copy_in(value, group)
+        return copies[id(value)]
 
 
 def once(x: Tensor, group: Group) -> Tensor:

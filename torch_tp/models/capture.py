@@ -92,8 +92,9 @@ def _recorded(model: nn.Module, example: Example, stand: Stand, recorder: Record
     """The graph of a run, whose tensors are gone when this returns, but for those that others hold."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     held = _stand_ins(model, stand.shapes, fake)
-    for name, (_, stand_in) in held.items():
+    for name, (tensor, stand_in) in held.items():
         recorder.begin(stand_in, name)
+        recorder.originals[id(tensor)] = name
     args, kwargs = pytree.tree_map(
         lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf,
         (tuple(example.args), dict(example.kwargs)),
@@ -109,7 +110,9 @@ def _recorded(model: nn.Module, example: Example, stand: Stand, recorder: Record
         _put_in(model, recorder, stand, held, example.training)
         for mode in (fake, Operations(recorder), Functions(recorder, stand.layers, stand.rules)):
             entered.enter_context(mode)
+        seen = set(_plain(model, None))
         out = [_called(model, args, kwargs)]
+    recorder.plain = sorted(set(_plain(model, out)) - seen)
     return recorder.graph(_exits(model, recorder, out, (args, kwargs)))
 
 
@@ -129,6 +132,17 @@ def _called(model: nn.Module, args: Any, kwargs: Any) -> Any:
         raise
     except Exception as error:
         raise unfollowable(model, error) from error
+
+
+def _plain(model: nn.Module, out: Any) -> Iterator[str]:
+    """The numbers and texts in what a model returned, and in the attributes of its modules."""
+    places = [("the model's output", out)]
+    places += [(f"{n} of {path}", v) for path, m in model.named_modules() for n, v in vars(m).items() if n[:1] != "_"]
+    for where, value in places:
+        if isinstance(value, (int, float, str, list, dict, tuple)):
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, (int, float, str)):
+                    yield f"{where}: {leaf!r}"
 
 
 def _nothing(_: Any) -> Any:
@@ -173,7 +187,7 @@ def _exits(model: nn.Module, recorder: Recorder, out: list[Any], given: Any) -> 
     Caches of keys and values are the model's own memory: they go on holding shards.
     """
     own = {id(t) for cache in caches_in((out, given)) for t, _ in reachable(cache, "")}
-    exits = _numbers(recorder, reachable(out[0], "the model's output"), own)
+    exits = _numbers(recorder, reachable(out[0], "the model's output"), own, every=True)
     out.clear()
     if not any(True for _ in recorder.alive()):
         return [Exit(number, where) for number, where in exits.items()]
@@ -187,9 +201,11 @@ def _exits(model: nn.Module, recorder: Recorder, out: list[Any], given: Any) -> 
     return [Exit(number, where) for number, where in exits.items()]
 
 
-def _numbers(recorder: Recorder, found: Iterator[tuple[Tensor, str]], own: set[int]) -> dict[int, str]:
-    """The values among tensors that were made or overwritten in the run, and where they lie."""
-    made = {id(tensor): number for tensor, number in recorder.alive()}
+def _numbers(
+    recorder: Recorder, found: Iterator[tuple[Tensor, str]], own: set[int], every: bool = False
+) -> dict[int, str]:
+    """The values among tensors that were made or overwritten in the run, or of every one, and where they lie."""
+    made = {id(tensor): number for tensor, number in recorder.alive(every)}
     return {made[id(t)]: where for t, where in found if id(t) in made and id(t) not in own}
 
 

@@ -111,8 +111,11 @@ def _chain(analysis: Analysis, members: frozenset[str], started: Sequence[str]) 
         if dim == 0 and (bias := analysis.bias_of.get(name)):
             slices[bias] = slices[name]
     for name, cut in slices.items():
-        if max(cut.copies) > 1 and name in analysis.read_outside and name not in analysis.known.layers:
-            return f"{name} is used outside the module that holds it"
+        if max(cut.copies) > 1 and name not in analysis.known.layers:
+            if name in analysis.read_outside:
+                return f"{name} is used outside the module that holds it"
+            if name.rpartition(".")[0] in analysis.replayed:
+                return f"{name} is used again in the backward, after its module has returned"
     rows = {split_label(label)[0] for label in (members & ledger.taken) - ledger.started} & analysis.products.keys()
     return Chain(members, slices, started, sorted(rows))
 

@@ -66,10 +66,12 @@ class Comparison:
             raise
         self.done += 1
 
-    def end(self) -> str:
-        """Why the run ended too early, or an empty string."""
-        short = self.done < len(self._expected)
-        return "with the shapes of one rank the model makes fewer operations" if short else ""
+    def end(self, graph: Graph) -> str:
+        """Why the run ended otherwise than the dense one, or an empty string."""
+        if self.done < len(self._expected):
+            return "with the shapes of one rank the model makes fewer operations"
+        mine, theirs = set(graph.plain), set(self.sharding.graph.plain)
+        return f"with the shapes of one rank others see {sorted(mine ^ theirs)[0]}" if mine != theirs else ""
 
     def _compare(self, graph: Graph, node: Node) -> None:
         if self.done == len(self._expected):

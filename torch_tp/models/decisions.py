@@ -41,13 +41,12 @@ class WatchedSize(int):
         return self._compared(other, super().__ge__(other))
 
     def __eq__(self, other: Any) -> Any:
-        # Two equal sizes are mostly two sizes of one thing, which stay equal.
         outcome = super().__eq__(other)
-        return outcome if outcome is not False else self._compared(other, outcome)
+        return outcome if _same_thing(other, outcome) else self._compared(other, outcome)
 
     def __ne__(self, other: Any) -> Any:
         outcome = super().__ne__(other)
-        return outcome if outcome is not True else self._compared(other, outcome)
+        return outcome if _same_thing(other, outcome is False) else self._compared(other, outcome)
 
     __hash__ = int.__hash__
 
@@ -63,6 +62,17 @@ class WatchedSize(int):
     def __floordiv__(self, other: Any) -> Any:
         return self._same(super().__floordiv__(other))
 
+    def __mod__(self, other: Any) -> Any:
+        return self._same(super().__mod__(other))
+
+    def __truediv__(self, other: Any) -> Any:
+        self.note()
+        return super().__truediv__(other)
+
+    def __bool__(self) -> bool:
+        self.note()
+        return int(self) != 0
+
     __radd__, __rmul__ = __add__, __mul__
 
     def _same(self, value: Any) -> Any:
@@ -70,6 +80,11 @@ class WatchedSize(int):
 
     def __reduce__(self) -> Any:
         return int, (int(self),)
+
+
+def _same_thing(other: Any, equal: Any) -> bool:
+    """Whether two sizes that are equal are sizes of one thing, which stay equal."""
+    return isinstance(other, WatchedSize) and equal is True
 
 
 def sizes_of_calls(tensors: Iterable[Tensor]) -> frozenset[int]:
@@ -81,7 +96,7 @@ def sizes_of_calls(tensors: Iterable[Tensor]) -> frozenset[int]:
 def watched(func: Any, out: Any, sizes: Collection[int], note: Note) -> Any:
     """What a look at a tensor's shape gives, with sizes that are watched."""
     name = getattr(func, "__name__", "")
-    if name == "size" and isinstance(out, int) and out in sizes:
+    if name in ("size", "numel", "nelement") and isinstance(out, int) and out in sizes:
         return WatchedSize(out, note)
     looks = name == "size" or getattr(func, "__self__", None) is Tensor.shape
     if looks and isinstance(out, torch.Size) and any(size in sizes for size in out):

@@ -41,6 +41,7 @@ class Known:
         layers: weights of linears that a parallel layer can replace -> paths of these.
         own: weights and biases of these -> the weight.
         buffers: names of buffers.
+        holders: parameter or buffer -> in how many places modules hold it.
         watched: paths of modules, and names of parameters, whose gradients a hook sees -> what sees them.
     """
 
@@ -48,3 +49,4 @@ class Known:
     own: Mapping[str, str]
     buffers: frozenset[str]
     watched: Mapping[str, str]
+    holders: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -34,8 +34,9 @@ class Unfollowable(Exception):
 def unfollowable(model: nn.Module, error: Exception) -> Unfollowable:
     """What a model raised, with the module and the line of its code. Raises `error` itself if it is a fault of ours."""
     frames = list(_frames(error.__traceback__))
-    if not frames or frames[-1][0].f_code.co_filename.startswith(_OURS):
-        raise error
+    ours = not frames or frames[-1][0].f_code.co_filename.startswith(_OURS)
+    if ours and isinstance(error, (AssertionError, AttributeError, KeyError, NameError)):
+        raise error  # what torch raises below a mode ends in a line of ours, too, but is none of these
     own = [each for each in frames if not each[0].f_code.co_filename.startswith((_TORCH, _OURS))]
     paths = {id(module): path for path, module in model.named_modules()}
     running = [paths[key] for frame, _ in frames if (key := id(frame.f_locals.get("self"))) in paths]

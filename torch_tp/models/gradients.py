@@ -94,10 +94,13 @@ class _Pass:
         self.sharding, self.roots, self.found, self.ways = sharding, roots, found, ways
         self.graph, self.facts = sharding.graph, sharding.facts
         self.kinds = [_Kind() for _ in self.graph.values]
+        self.users: dict[int, list[Node]] = {}
         self.made: dict[int, int] = {}  # value -> the position of the node that made it
         self.written: dict[int, list[tuple[int, int]]] = {}  # memory -> position and call of each node that writes it
         for position, node in enumerate(self.graph.nodes):
             self.made |= dict.fromkeys(node.results, position)
+            for number in node.inputs:
+                self.users.setdefault(number, []).append(node)
             for number in node.writes:
                 self.written.setdefault(self.graph.values[number].memory, []).append((position, node.call))
         self.memories: dict[int, _Kind] = {}
@@ -169,7 +172,8 @@ class _Pass:
     def _enter(self, node: Node) -> None:
         """A value enters a module: a partial gradient can be summed here."""
         (before,), (after,) = node.inputs, node.results
-        _, path, name = node.args
+        _, path, names = node.args
+        name = ", ".join(names)
         kind, parameter = self.kinds[after], self.graph.values[after].parameter
         sharded = set(self._chains(after))
         if not self.facts[after].differentiable:
@@ -178,16 +182,21 @@ class _Pass:
         if not parameter:
             way = "sharded" if sharded else "partial" if kind.partial else "proper" if kind.proper else ""
             if way:
-                self.ways.setdefault((path, f"argument {name}"), []).append((way, frozenset(sharded | kind.partial)))
+                for each in names:
+                    known = self.ways.setdefault((path, f"argument {each}"), [])
+                    known.append((way, frozenset(sharded | kind.partial)))
         if chains and not sharded:
-            if reason := self._unfit(path, node, after, bool(parameter)):
+            if (reason := self._unfit(path, node, after, bool(parameter))) or (
+                parameter and (reason := self._elsewhere(parameter, after, bool(kind.once)))
+            ):
                 self._lose(chains, reason)
             elif parameter:
                 (self.found.once if kind.once else self.found.summed).setdefault(parameter, set()).update(chains)
             elif kind.once:
                 self._lose(chains, "a value is added to a sum over the ranks that is still to come")
             else:
-                self.found.copied.setdefault(path, {}).setdefault(name, set()).update(chains)
+                for each in names:
+                    self.found.copied.setdefault(path, {}).setdefault(each, set()).update(chains)
             self.kinds[before].proper = True
         else:
             if chains - sharded:
@@ -211,6 +220,22 @@ class _Pass:
             return self.sharding.known.watched[path]
         return ""
 
+    def _elsewhere(self, parameter: str, number: int, once: bool) -> str:
+        """Why a parameter cannot be another one inside of its module, or an empty string."""
+        if self.sharding.known.holders.get(parameter, 1) > 1:
+            return f"{parameter} is held in several places"
+        waiting = [number] if once else []
+        while waiting:  # on all ranks but one it is zeros, which nothing but the sum may see
+            each = waiting.pop()
+            for node in self.users.get(each, ()):
+                if any(self.facts[result].terms for result in node.results):
+                    continue
+                operator = operator_of(node.operator, 0, len(node.results))
+                if operator is None or operator.linear != {0} or not operator.gradient:
+                    return f"{parameter} is added to a sum over the ranks, and used otherwise"
+                waiting += node.results
+        return ""
+
     def _within(self, inner: int, outer: int) -> bool:
         while inner > outer:
             inner = self.graph.calls[inner].parent
@@ -224,16 +249,18 @@ class _Pass:
     def _leave(self, node: Node) -> None:
         """A value leaves a module: a partial sum is summed here."""
         (before,), (after,) = node.inputs, node.results
-        _, path, position = node.args
+        _, path, positions = node.args
         terms = {self.roots[label] for label in self.facts[before].terms if label in self.roots}
         if terms and any(True for _ in _of(self.facts[before].cuts, self.roots)):
             self._lose(terms, f"{path or 'the model'} returns a value that is sharded and a partial sum")
         way = "sharded" if set(self._chains(before)) - terms else "partial" if terms else "replicated"
-        self.ways.setdefault((path, f"result {position}"), []).append((way, frozenset(self._chains(before))))
+        for position in positions:
+            self.ways.setdefault((path, f"result {position}"), []).append((way, frozenset(self._chains(before))))
         if terms:
             if self.graph.calls[node.call].replayed:
                 self._lose(terms, f"{path or 'the model'} has a backward of its own in it")
-            self.found.reduced.setdefault(path, {}).setdefault(position, set()).update(terms)
+            for position in positions:
+                self.found.reduced.setdefault(path, {}).setdefault(position, set()).update(terms)
             self.kinds[before].proper = True
         else:
             self.kinds[before] |= self.kinds[after]

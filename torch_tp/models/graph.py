@@ -124,6 +124,8 @@ class Graph:
         values, nodes, calls: by number; `calls[0]` is the model itself.
         exits: values that others can see afterwards: what the model returned, attributes, containers.
         decided, by_chance: lines of the model's code that decide by a size, and by a random number.
+        leaked: parameters that code used by a reference of its own, such as a closure's.
+        plain: what others can see afterwards and is no tensor: numbers and texts.
         sized: calls of views, and of what makes new tensors, with the sizes that the code gave.
         hooked: values whose gradient a hook of the user sees.
     """
@@ -137,6 +139,8 @@ class Graph:
     sized: Sequence[Sized] = ()
     decided: Sequence[str] = ()
     by_chance: Sequence[str] = ()
+    leaked: Sequence[str] = ()
+    plain: Sequence[str] = ()
 
     def path(self, call: int) -> tuple[str, ...]:
         """The paths of the modules that run during a call, the innermost last."""

@@ -106,7 +106,11 @@ def shapes_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return "a tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
+    if type(value) in (list, tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a dict of {sorted(map(str, value))}" if type(value) is dict else f"a {type(value).__name__}"
 
 
 def described(keys: Iterable[Key]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch_tp.models.signatures import positional_names
 from torch_tp.models.sizes import NAMES, Rule, Site, replaced, sized
 
 aten = torch.ops.aten
-_LOOKS = frozenset({"size", "__get__"})
+_LOOKS = frozenset({"size", "numel", "nelement", "__get__"})
 _HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 
 
@@ -43,18 +43,23 @@ class Edges:
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The module is called."""
-        seen: dict[int, Tensor] = {}
         if not self.plain:
             names = positional_names(module, len(args))
-            args = tuple(self._inside(value, name, seen) for name, value in zip(names, args, strict=True))
-            kwargs = {name: self._inside(value, name, seen) for name, value in kwargs.items()}
+            given = [*zip(names, args, strict=True), *kwargs.items()]
+            held: dict[int, tuple[str, ...]] = {}
+            for name, value in given:
+                for tensor in _tensors(value):
+                    held[id(tensor)] = tuple(dict.fromkeys((*held.get(id(tensor), ()), name)))
+            seen: dict[int, Tensor] = {}
+            inside = [self._inside(value, held, seen) for _, value in given]
+            args, kwargs = tuple(inside[: len(args)]), dict(zip(kwargs, inside[len(args) :], strict=True))
         recorder = self.recorder
         recorder.open(self.path)
         self.depth += 1
         for name, parameter in module._parameters.items() if self.depth == 1 else ():
             if parameter is not None and not isinstance(module, nn.MultiheadAttention):
                 whose = recorder.values[recorder.number(parameter)].parameter
-                vars(module)[name] = recorder.alias("enter", parameter, self.path, name, whose)
+                vars(module)[name] = recorder.alias("enter", parameter, self.path, (name,), whose)
         return args, kwargs
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> Any:
@@ -68,13 +73,13 @@ class Edges:
         self.recorder.stack.pop()
         return out
 
-    def _inside(self, value: Any, name: str, seen: dict[int, Tensor]) -> Any:
+    def _inside(self, value: Any, names: Mapping[int, tuple[str, ...]], seen: dict[int, Tensor]) -> Any:
         if type(value) is tuple:
-            return tuple(self._inside(each, name, seen) for each in value)
+            return tuple(self._inside(each, names, seen) for each in value)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         if id(value) not in seen:
-            seen[id(value)] = self.recorder.alias("enter", value, self.path, name)
+            seen[id(value)] = self.recorder.alias("enter", value, self.path, names[id(value)])
         return seen[id(value)]
 
     def _outside(self, value: Any, order: Sequence[int]) -> Any:
@@ -82,7 +87,16 @@ class Edges:
             return tuple(self._outside(each, order) for each in value)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        return self.recorder.alias("leave", value, self.path, order.index(id(value)))
+        positions = tuple(k for k, each in enumerate(order) if each == id(value))
+        return self.recorder.alias("leave", value, self.path, positions)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of an argument that can be exchanged: itself, or in tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    for each in value if type(value) is tuple else ():
+        yield from _tensors(each)
 
 
 class Functions(TorchFunctionMode):
@@ -102,10 +116,12 @@ class Functions(TorchFunctionMode):
                     y = func(*args, **kwargs)
                 recorder.word("linear", (given["input"], weight, given.get("bias")), {}, [y])
                 return y
-        elif "grouped_mm" in name and len(args) > 1 and kwargs.get("bias") is None:
-            return _grouped(self.recorder, *args[:2])
+        elif "grouped_mm" in name and len(args) > 1 and args[1].dim() == 3 and kwargs.get("bias") is None:
+            return _grouped(self.recorder, args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs"))
         elif name in NAMES and not self.recorder.paused:
             return self._sized(func, name, args, kwargs)
+        elif name == "__get__" and getattr(func, "__self__", None) is Tensor.grad_fn:
+            self.recorder.hook(args[0], "a look at grad_fn")
         elif name in _HOOKS:
             self.recorder.hook(args[0], f"a call of {name}")
             if not args[0].requires_grad:
@@ -125,11 +141,11 @@ class Functions(TorchFunctionMode):
         return out
 
 
-def _grouped(recorder: Recorder, x: Tensor, w: Tensor) -> Tensor:
+def _grouped(recorder: Recorder, x: Tensor, w: Tensor, ends: Tensor | None) -> Tensor:
     """A product of rows with one matrix of several for each; torch's own stand-in refuses most dtypes."""
     with recorder.pausing():
         y = x[..., :1].expand(*x.shape[:-1], w.shape[-1]).clone()
-    recorder.operation(aten._grouped_mm.default, (x, w), {}, y)
+    recorder.operation(aten._grouped_mm.default, (x, w), {} if ends is None else {"offs": ends}, y)
     return y
 
 

@@ -12,6 +12,7 @@ from torch_tp.models.analysis import Analysis, analyse, known_of, same_inputs
 from torch_tp.models.capture import Example, Stand, capture
 from torch_tp.models.chains import Chain, candidates
 from torch_tp.models.cuts import split_label
+from torch_tp.models.facts import Known
 from torch_tp.models.failures import Unfollowable
 from torch_tp.models.gradients import Gradients, gradients_of
 from torch_tp.models.graph import Graph
@@ -62,10 +63,14 @@ def derive(model: nn.Module, P: int, calls: Sequence[Example]) -> Derived:
     Raises:
         Unfollowable: the module raises without data in both modes, as control flow does that depends on values.
     """
-    known, attention = known_of(model), _replaceable_attention(model, P)
+    known = known_of(model)
+    attention = _replaceable_attention(model, P, known)
     stand = Stand(known.layers, attention)
     before = Snapshot(model, values=False, also=[(each.args, each.kwargs) for each in calls])
     examples, graphs, notes = _followed(model, calls, stand, before)
+    if others := _used_by_others(model, graphs, attention):
+        stand = Stand(known.layers, attention - others)
+        examples, graphs, notes = _followed(model, calls, stand, before)
     analysis, chains, why, gradients = _best(model, graphs, analyse(model, graphs, known, P))
     trial = Trial(model, analysis, stand, examples, before)
     kept: list[Chain] = []
@@ -108,10 +113,28 @@ def _followed(
     return examples, graphs, notes
 
 
-def _replaceable_attention(model: nn.Module, P: int) -> frozenset[str]:
+def _replaceable_attention(model: nn.Module, P: int, known: Known) -> frozenset[str]:
     """Paths of attention modules that a layer can replace."""
     found = [(path, each) for path, each in model.named_modules() if isinstance(each, nn.MultiheadAttention)]
-    return frozenset(path for path, each in found if not unfit(each, P))
+    alone = {path for path, each in found if all(known.holders.get(name, 1) == 1 for name in _names(path, each))}
+    return frozenset(path for path, each in found if path in alone and not unfit(each, P))
+
+
+def _names(path: str, module: nn.Module) -> list[str]:
+    """The names in the model of all parameters in a module."""
+    return [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
+
+
+def _used_by_others(model: nn.Module, graphs: Sequence[Graph], attention: frozenset[str]) -> frozenset[str]:
+    """The attention modules whose parameters other code uses, or others can see."""
+    owner = {name: path for path in attention for name in _names(path, model.get_submodule(path))}
+    found: set[str] = set()
+    for graph in graphs:
+        used = [number for node in graph.nodes if node.operator != "attention" for number in node.inputs]
+        used += [each.value for each in graph.exits]
+        found.update(graph.values[number].parameter for number in used)
+        found.update(graph.leaked)
+    return frozenset(owner[name] for name in found if name in owner)
 
 
 _Choice = tuple[Analysis, list[Chain], dict[str, str], Gradients]

@@ -14,13 +14,16 @@ _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.Module
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
-def reachable(value: Any, where: str, seen: set[int] | None = None) -> Iterator[tuple[Tensor, str]]:
-    """The tensors in containers and plain objects, each with where it lies; modules are not entered."""
+def reachable(value: Any, where: str, seen: set[int] | None = None, modules: bool = False) -> Iterator[tuple[Any, str]]:
+    """The tensors in containers and plain objects, each with where it lies, and modules if asked for.
+
+    Modules are not entered.
+    """
     seen = set() if seen is None else seen
     waiting: deque[tuple[Any, str]] = deque([(value, where)])
     while waiting:
         each, path = waiting.popleft()
-        if isinstance(each, Tensor):
+        if isinstance(each, Tensor) or (modules and isinstance(each, nn.Module)):
             yield each, path
         elif not isinstance(each, (*_LEAVES, *_CODE, nn.Module)) and id(each) not in seen:
             seen.add(id(each))

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_tp.internals import WeakTensorKeyDictionary, memory_of, pytree, without_modes
+from torch_tp.internals import FakeTensor, WeakTensorKeyDictionary, memory_of, pytree, without_modes
 from torch_tp.models.graph import Exit, Graph, ModuleCall, Node, Ref, Value, refs
 from torch_tp.models.sizes import Sized, calling_line
 
 aten = torch.ops.aten
-_SMALL = 2**16  # entries of a constant that are worth keeping
+_SMALL = 2**20  # entries of a constant that are worth keeping
 _RANDOM = frozenset({aten.rand, aten.randn, aten.randint, aten.randperm, aten.bernoulli, aten.uniform_, aten.normal_})
 
 
@@ -37,6 +37,9 @@ class Recorder:
         self.stack: list[int] = []
         self.hooked: dict[int, str] = {}
         self.sizes: frozenset[int] = frozenset()  # those that another call may have otherwise
+        self.originals: dict[int, str] = {}  # identity of a parameter or buffer with data -> its name
+        self.leaked: set[str] = set()
+        self.plain: list[str] = []
         self.decided: set[str] = set()
         self.by_chance: set[str] = set()
         self.sized: list[Sized] = []
@@ -59,6 +62,8 @@ class Recorder:
             self.sized,
             sorted(self.decided),
             sorted(self.by_chance),
+            sorted(self.leaked),
+            self.plain,
         )
 
     # Values.
@@ -72,12 +77,15 @@ class Recorder:
     def number(self, tensor: Tensor) -> int:
         """The number of the value that a tensor is now."""
         found: int | None = self._known.get(tensor)
-        return self.begin(tensor, identity=id(tensor)) if found is None else found
+        if found is None:
+            self.leaked |= {self.originals[id(tensor)]} if id(tensor) in self.originals else set[str]()
+            return self.begin(tensor, identity=id(tensor))
+        return found
 
-    def alive(self) -> Iterator[tuple[Tensor, int]]:
-        """The tensors that exist and were made or overwritten in this run."""
+    def alive(self, every: bool = False) -> Iterator[tuple[Tensor, int]]:
+        """The tensors that exist and were made or overwritten in this run, or all that exist."""
         for tensor, number in list(self._known.items()):
-            if self._first.get(tensor) != number:
+            if every or self._first.get(tensor) != number:
                 yield tensor, number
 
     def made(self) -> list[Tensor]:
@@ -86,8 +94,7 @@ class Recorder:
 
     def _value(self, tensor: Tensor, memory: int, parameter: str = "", given: bool = False, identity: int = 0) -> int:
         constant = getattr(tensor, "constant", None)  # of a FakeTensor that the code's own numbers were made into
-        small = isinstance(constant, Tensor) and constant.numel() <= _SMALL
-        entries = _entries(constant) if small and isinstance(constant, Tensor) else None
+        entries = _entries(constant) if isinstance(constant, Tensor) else None
         shape = tuple(int(size) for size in tensor.shape)
         value = Value(shape, tensor.dtype, memory, parameter, given, identity, entries, tensor.requires_grad)
         self.values.append(value)
@@ -114,6 +121,8 @@ class Recorder:
         if not results and not written and func is not aten._local_scalar_dense.default:
             return
         numbers = tuple(self._result(each, inputs) for each in results)
+        if func is aten.lift_fresh.default and not isinstance(args[0], FakeTensor):
+            self.values[numbers[0]] = replace(self.values[numbers[0]], entries=_entries(args[0]))
         taken = tuple(refs((taken_args, taken_kwargs)))
         if (taken and all(k in self._random for k in taken)) or (not taken and func.overloadpacket in _RANDOM):
             self._random.update(numbers)
@@ -191,6 +200,8 @@ class Recorder:
 
 
 def _entries(constant: Tensor) -> tuple[Any, ...]:
+    if constant.numel() > _SMALL:
+        return (object(),)  # which is like no other one
     with without_modes():
         return tuple(constant.flatten().tolist())
 

@@ -58,6 +58,9 @@ class Sharding(Told):
         self._node = None
         for each in self.graph.exits:
             self._leaves(each.value, each.where)
+        for name in self.graph.leaked:
+            weight = self.known.own.get(name, name)
+            self.lose([label_of(weight, d) for d in range(4)], f"{name} is used by other references than its modules'")
         for number, what in self.graph.hooked.items():
             self.lose(self.labels(number), f"its gradient is seen by {what}")
 
@@ -68,14 +71,17 @@ class Sharding(Told):
         if not name:
             return Fact(given=True, differentiable=not value.identity or value.requires_grad)
         if name in self.known.watched:
-            self.lose([label_of(name, d) for d in range(value.dim)], self.known.watched[name])
+            weight = self.known.own.get(name, name)
+            self.lose([label_of(weight, d) for d in (0, 1, 2, 3)], self.known.watched[name])
         cuts: Cuts = NONE if name in self.known.own else {d: {label_of(name, d): Place()} for d in range(value.dim)}
         differentiable = name not in self.known.buffers
-        return Fact(cuts, sources=frozenset([name]), straight=True, differentiable=differentiable)
+        return Fact(cuts, sources=frozenset([name]), straight=differentiable, differentiable=differentiable)
 
     def _leaves(self, number: int, where: str) -> None:
         """A value can be seen from outside, and so must be the dense model's."""
         value = self.graph.values[number]
+        if value.parameter in self.known.own:
+            self._used_otherwise(value.parameter, f"it is seen from outside, in {where}")
         owner = self.graph.values[value.memory].parameter
         if owner in self.known.buffers and not self.terms(number):
             return  # what is written into a sharded buffer is in it
@@ -148,8 +154,8 @@ class Sharding(Told):
         if path in self.known.watched and not self.graph.values[after].parameter:
             self.lose(self.labels(before), self.known.watched[path])
         name = self.graph.values[before].parameter
-        if node.operator == "enter" and name in self.known.own and not self.graph.values[after].parameter:
-            self._used_otherwise(name, "it is given to a module as an argument")
+        if name in self.known.own and not self.graph.values[after].parameter:
+            self._used_otherwise(name, "it is an argument, or a result, of a module")
         if node.operator == "leave":
             fact = replace(fact, terms=NOTHING)  # the module gives the sum
         self.facts[after] = fact
@@ -275,7 +281,7 @@ class Sharding(Told):
             self.lose(new | before, "a value is added to a sum over the ranks that is still to come")
             return NOTHING
         floating = all(self.graph.values[number].floating for number in node.results)
-        exact = node.kwargs.get("rounding_mode") is None
+        exact = node.kwargs.get("rounding_mode") is None and not self._narrows(node)
         if floating and not before:
             return new
         if floating and exact and not new and len(given) == 1 and given[0] in operator.linear:
@@ -287,6 +293,16 @@ class Sharding(Told):
                 return before
         self.lose(before | new, f"a sum over the ranks is still to come where {node.name} needs it")
         return NOTHING
+
+    def _narrows(self, node: Node) -> bool:
+        """Whether a conversion rounds: a sum of what was rounded is not the rounded sum."""
+        if getattr(node.operator, "overloadpacket", None) is not aten._to_copy:
+            return False
+        values = [self.graph.values[numbers[0]] for numbers in (node.inputs, node.results)]
+        if not all(value.floating for value in values):
+            return True
+        before, after = (torch.finfo(value.dtype) for value in values)
+        return after.eps > before.eps or after.max < before.max
 
     def _keep(self, node: Node, operator: Operator | None, found: Sequence[Cuts], terms: frozenset[str]) -> None:
         """Note the facts of the results."""

@@ -24,7 +24,7 @@ NAMES = _ALL | _MADE | _NEW | {"split", "unflatten"}
 
 # File and line, and the function that is called there.
 Site = tuple[str, str]
-# For each position among the sizes: a size of the dense model -> that of a rank.
+# For each position among the sizes: a size of the dense model -> that of a rank; 0 -> what others are divided by.
 Rule = tuple[Mapping[int, int], ...]
 
 
@@ -77,25 +77,38 @@ def with_sizes(name: str, args: Sequence[Any], at: int, sizes: Sequence[int]) ->
 
 
 def local_rules(
-    calls: Sequence[tuple[Sized, str]], local: Callable[[int, int], int], size: Callable[[int, int], int]
+    calls: Sequence[tuple[Sized, str]],
+    local: Callable[[int, int], int],
+    size: Callable[[int, int], int],
+    folded: Callable[[int, int], bool],
 ) -> dict[str, dict[Site, Rule]]:
     """Module -> the calls in it whose sizes a rank has smaller, and these.
 
     Args:
         calls: recorded calls, each with the path of the module that it ran in.
         local, size: of a value's dimension, on a rank and in the dense model.
+        folded: whether a dimension has others in it besides the sharded one, such as a batch, which another call may
+            have otherwise: then the rule is a ratio, at the key 0.
     """
     found: dict[tuple[str, Site], list[dict[int, int]]] = {}
+    unclear: set[tuple[str, Site]] = set()
     for each, path in calls:
         positions = found.setdefault((path, each.site), [{} for _ in each.sizes])
         for k, given in enumerate(each.sizes[: len(positions)]):
             value, dim = _place(each, k)
             if given == size(value, dim):
-                positions[k].setdefault(given, local(value, dim))
-                if positions[k][given] != local(value, dim):
-                    positions[k][given] = given  # one line that means two things stays as it is
+                own = local(value, dim)
+                key, meant = (0, given // own) if folded(value, dim) and own != given else (given, own)
+                if positions[k].setdefault(key, meant) != meant or (0 in positions[k] and key):
+                    unclear.add((path, each.site))  # one line that means two things
     rules: dict[str, dict[Site, Rule]] = {}
+    sites = {(path, site) for path, site in found}
     for (path, site), positions in found.items():
+        inside = f"{path}." if path else ""
+        if (path, site) in unclear or any(
+            site == other and within != path and within.startswith(inside) for within, other in sites
+        ):
+            continue  # a module inside runs the same code, and is not to be told from this one
         changed = tuple({a: b for a, b in position.items() if a != b} for position in positions)
         if any(changed):
             rules.setdefault(path, {})[site] = changed
@@ -129,7 +142,13 @@ def replaced(rules: Mapping[Site, Rule], name: str, args: Any, kwargs: Mapping[s
     given = sizes_in(name, args, kwargs) if rule is not None else None
     if rule is None or given is None or len(given[1]) != len(rule):
         return args
-    return with_sizes(name, args, given[0], [by.get(size, size) for size, by in zip(given[1], rule, strict=True)])
+    return with_sizes(name, args, given[0], [_local(size, by) for size, by in zip(given[1], rule, strict=True)])
+
+
+def _local(size: int, by: Mapping[int, int]) -> int:
+    """The size on a rank of what the code gives as a size of the dense model."""
+    ratio = by.get(0, 1)
+    return size // ratio if size > 0 and ratio > 1 and size % ratio == 0 else by.get(size, size)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch_tp.models.compare import Comparison
 from torch_tp.models.failures import Parted, Unfollowable
 from torch_tp.models.graph import Graph, Node
 from torch_tp.models.recorder import Recorder
+from torch_tp.models.sharding import Sharding
 from torch_tp.models.sizes import Rule, Site, local_rules
 from torch_tp.models.snapshot import Snapshot
 
@@ -78,12 +79,12 @@ class Trial:
         stand = replace(self.stand, shapes=local_shapes(self.analysis, chains), rules=rules)
         try:
             with resized(self.model, chains):
-                capture(self.model, example, stand, see, self.before)
+                graph = capture(self.model, example, stand, see, self.before)
         except Parted as reason:
             return Outcome(str(reason), comparison.done, comparison.path)
         except Unfollowable as error:  # code that meets sizes which it does not expect
             return Outcome(f"with the shapes of one rank {error.reason}", comparison.done, last[0])
-        return Outcome(comparison.end(), comparison.done, last[0])
+        return Outcome(comparison.end(graph), comparison.done, last[0])
 
     def changed(self, chain: Chain) -> dict[int, set[int]]:
         """Sizes of what the chain shards -> what they may be on a rank."""
@@ -119,7 +120,11 @@ class Trial:
             def local(number: int, dim: int, graph: Graph = graph, comparison: Comparison = comparison) -> int:
                 return comparison.size(number, dim, graph.values[number].shape[dim])
 
-            for path, rules in local_rules(calls, local, size).items():
+            def folded(number: int, dim: int, sharding: Sharding = sharding) -> bool:
+                held = sharding.facts[number].cuts.get(dim, {})
+                return any(place.outer > 1 for label, place in held.items() if label in chain.labels)
+
+            for path, rules in local_rules(calls, local, size, folded).items():
                 found.setdefault(path, {}).update(rules)
         return found
 

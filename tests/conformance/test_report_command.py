@@ -128,7 +128,11 @@ def test_known_deviations_are_in_the_report_and_those_of_other_worlds_are_not_ru
     (failure,) = run_in(tmp_path / "out")["failures"]
 
     assert (failure["clause"], failure["item"]) == ("row.forward.bias-once", "known row.forward.bias-once-0")
-    assert failure["known"] == {"reason": "every rank adds the bias", "link": "https://example.org/thread"}
+    assert failure["known"] == {
+        "reason": "every rank adds the bias",
+        "link": "https://example.org/thread",
+        "machine": "",
+    }
     assert failure["diagnosis"]["looks"] == ["output: consistent with a bias that is counted 2 times"]
     assert failure["evidence"]["tensors"]
     line = "row.forward.value (row P=4 batch=1 in=4 out=2 float32 bias seed=0): world size 4: not in --world-sizes"

@@ -112,8 +112,9 @@ def test_few_shapes_are_compiled_for_many_cases() -> None:
     def compute(data: st.DataObject) -> None:
         truth(data.draw(cases(data.draw(st.sampled_from(ITEMS)))))
 
+    before = compilations()  # by whatever ran in this process
     compute()
-    assert compilations() < 60
+    assert compilations() - before < 60
 
 
 def test_padded_sizes_grow() -> None:

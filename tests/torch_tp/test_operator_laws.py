@@ -212,7 +212,7 @@ _MADE = frozenset(["zeros", "ones", "full", "empty", "rand", "randn", "arange"])
 
 @pytest.mark.parametrize("name", sorted({*NAMES, *SAMPLES}))
 def test_what_a_row_says_holds_for_real_tensors(name: str) -> None:
-    survived = law(name)
+    survived = law(name) or law(name, 100)  # few draws may all be of labels that do not survive
 
     assert survived or name in _MADE, f"aten.{name} keeps no label"
 

@@ -60,6 +60,6 @@ def backward_of(kind: Any, args: Any, kwargs: Any, out: Any) -> Tensor | None:
         with torch.no_grad():
             kind.forward(context, *args)
             back = kind.backward(context, out.clone())
-    except Exception:
+    except Exception:  # the Function's own code, which may ask anything of its context: then nothing is known of it
         return None
     return back if isinstance(back, Tensor) else None
